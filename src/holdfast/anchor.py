@@ -1,0 +1,248 @@
+"""The anchor: what each layer's moves cost, measured once on old data at the weights to hold on to."""
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping, Sized
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from holdfast import anchor_file, catalogue
+from holdfast.batches import batches_of, to_device
+from holdfast.curvature.curvature import Curvature, LayerSize, Statistic
+from holdfast.errors import HoldfastError
+from holdfast.fingerprint import alike, fingerprint, identical
+from holdfast.layers import device_of, is_embedding, require_kind
+from holdfast.likelihood import FISHERS, Fisher, ForwardLoss, Items, LabelSampler, backward, bare
+from holdfast.pretrained import at_anchor
+from holdfast.progress import track
+from holdfast.statistics import InputsDivergedError, Recorder
+from holdfast.targets import Targets, base_layers, select
+
+
+@dataclass
+class Anchor:
+    """Layer name -> curvature, with the identity of the weights it was measured at.
+
+    The unit is nats: 1/2 <D, C D> predicts the rise of the mean loss per scored item.
+    """
+
+    curvatures: dict[str, Curvature]
+    weights: dict[str, dict[str, Any]]  # layer name -> fingerprint
+    kind: str
+    fisher: Fisher | None
+    items: int
+    facts: dict[str, Any] = field(default_factory=dict)  # base model, item unit, data fingerprint, ...
+
+    @classmethod
+    def estimate(
+        cls,
+        model: nn.Module,
+        source: Any = None,
+        *,
+        curvature: str = "kronecker",
+        targets: Targets = "all-linear",
+        fisher: Fisher = "sampled",
+        max_items: int | None = None,
+        dtype: torch.dtype | None = None,
+        fraction: float = 1.0,
+        batch_size: int = 8,
+        forward_loss: ForwardLoss | None = None,
+        item: str = "token",
+        seed: int = 0,
+        progress: bool = True,
+    ) -> Self:
+        """Measure the curvature of the source loss at the model's present weights, adapters switched off.
+
+        Streams once over the data in eval mode. Only inputs and output gradients of the targeted layers are read:
+        no weight gradient is formed. Every mode, flag, hook and random state is as before afterwards.
+
+        Args:
+            model: a transformers model, or any module together with `forward_loss`.
+            source: an iterable of batches, a DataLoader or a `datasets.Dataset`; None for a curvature that needs
+                no data ("identity").
+            curvature: a kind from `holdfast methods`.
+            targets: the layers, in the grammar of PEFT's `target_modules`.
+            fisher: "sampled" draws each label from the model (the true Fisher, unbiased); "data" uses the data's own
+                labels (the empirical Fisher: about twice as large on language models, and no forecast).
+            max_items: stop after the batch in which this many scored items were seen.
+            dtype: of the products that make the sums, torch.bfloat16 for instance; sums stay in float32.
+            fraction: the share of positions whose rows enter the sums, drawn at random per batch.
+            batch_size: for a `datasets.Dataset`.
+            forward_loss: `f(model, batch)` returning (logits, labels) or (summed loss, items).
+            item: what one scored item is, for reports.
+            seed: of the drawn labels and positions.
+            progress: show a progress bar.
+
+        Raises:
+            HoldfastError: no data, no matching layer, adapters that changed the base weights, non-finite sums.
+        """
+        kind = catalogue.curvature(curvature)
+        _check_options(fisher, fraction, source, kind)
+        layers = select(model, targets)
+        weights = {name: fingerprint(module.weight) for name, module in layers.items()}
+        base = getattr(getattr(bare(model), "config", None), "_name_or_path", "") or type(bare(model)).__name__
+        facts: dict[str, Any] = {"base_model": base, "item": item, "seed": seed, "fraction": fraction}
+        facts |= {"products": str(dtype or "as the model").removeprefix("torch.")}
+        sizes = {name: _size(name, module) for name, module in layers.items()}
+        if not kind.statistics():
+            curvatures = {name: kind.from_sums(size, {}, 1) for name, size in sizes.items()}
+            return cls(curvatures, weights, curvature, None, 0, facts)
+        reader = Items(model, forward_loss)
+        pass_ = _Pass(reader, layers, sizes, kind, fisher, dtype, fraction, seed)
+        with at_anchor(model):
+            pass_.over(batches_of(source, batch_size), max_items, progress)
+        if pass_.items == 0:
+            raise HoldfastError(
+                "the source data has no scored item",
+                causes=["the iterable is empty or was already used up", "every label is -100 or padding"],
+                remedy="pass batches with input_ids and, where only part is scored, labels",
+            )
+        curvatures = {n: kind.from_sums(sizes[n], pass_.sums[n], pass_.items) for n in layers}
+        _check_finite(curvatures)
+        facts |= {"data_sha256": pass_.digest.hexdigest()}
+        return cls(curvatures, weights, curvature, fisher, pass_.items, facts)
+
+    def check(self, model: nn.Module) -> None:
+        """Raise HoldfastError unless the model's base weights are the anchored ones, naming the first that differs."""
+        layers = base_layers(model)
+        for name, known in self.weights.items():
+            if name not in layers:
+                raise self.foreign(f"the anchored layer {name!r} is not in the model")
+            weight = layers[name].weight
+            if list(weight.shape) != known["shape"]:
+                raise self.foreign(f"{name}.weight has shape {tuple(weight.shape)}, anchored {tuple(known['shape'])}")
+            if not identical(weight, known):
+                raise self.foreign(f"{name}.weight differs from the anchored weight")
+
+    def is_at(self, name: str, weight: Tensor, *, exactly: bool = True) -> bool:
+        """Whether a weight of the layer's own shape is the anchored one, byte for byte or within rounding."""
+        known = self.weights[name]
+        return identical(weight, known) if exactly else alike(weight, known)
+
+    def foreign(self, difference: str) -> HoldfastError:
+        """The error for a model that is not the anchored one."""
+        return HoldfastError(
+            f"this anchor belongs to another model: {difference}",
+            wanted=f"the weights of {self.facts.get('base_model', 'the anchored model')!r} at which it was estimated",
+            causes=[
+                "another checkpoint or revision of the base model",
+                "the base model was merged with an adapter or fine-tuned since",
+                "an adapter whose initialisation changes the base weights was loaded after training",
+            ],
+            remedy="estimate the anchor again on this model: holdfast anchor --model ... --source ... --out ...",
+        )
+
+    def save(self, folder: str | Path) -> None:
+        """Write `anchor.safetensors` and `anchor.json`, both or neither."""
+        anchor_file.save(self, Path(folder))
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Self:
+        """Read an anchor.
+
+        Raises:
+            HoldfastError: a missing, truncated or changed file, another format version, or a layer without tensors.
+        """
+        return cls(**anchor_file.load(Path(folder)))
+
+
+class _Pass:
+    """One pass over the source data."""
+
+    def __init__(
+        self,
+        reader: Items,
+        layers: dict[str, nn.Module],
+        sizes: dict[str, LayerSize],
+        kind: type[Curvature],
+        fisher: Fisher,
+        dtype: torch.dtype | None,
+        fraction: float,
+        seed: int,
+    ) -> None:
+        self.reader, self.layers, self.sizes, self.kind = reader, layers, sizes, kind
+        self.fisher, self.dtype, self.fraction, self.seed = fisher, dtype, fraction, seed
+        self.device = device_of(reader.model)
+        self.reset(share=True)
+
+    def reset(self, *, share: bool) -> None:
+        """Start the sums again."""
+        statistics = self.kind.statistics()
+        self.sums: dict[str, dict[str, Statistic]] = {
+            layer: {name: make(size, self.dtype) for name, make in statistics.items()}
+            for layer, size in self.sizes.items()
+        }
+        sinks: dict[str, dict[str, Any]] = dict(self.sums)
+        self.recorder = Recorder(self.layers, sinks, share=share, fraction=self.fraction, seed=self.seed)
+        self.sampler = LabelSampler(self.seed)
+        self.items, self.digest = 0, hashlib.sha256()
+
+    def over(self, batches: Iterable[Any], max_items: int | None, progress: bool) -> None:
+        """All batches, or as many as hold `max_items` scored items."""
+        stream: Iterator[Any] = iter(batches)
+        first = next(stream, None)
+        if first is None:
+            return
+        try:
+            self._batch(first)
+        except InputsDivergedError:  # a layer is called in ways its neighbours are not: count every layer alone
+            self.reset(share=False)
+            self._batch(first)
+        total = len(batches) if isinstance(batches, Sized) else None
+        with track("anchor", total, shown=progress) as advance:
+            advance()
+            for batch in stream:
+                if max_items is not None and self.items >= max_items:
+                    break
+                self._batch(batch)
+                advance()
+
+    def _batch(self, batch: Any) -> None:
+        batch = to_device(batch, self.device)
+        with self.recorder, torch.enable_grad():
+            self.recorder.positions = self.reader.positions(batch)
+            scored = self.reader.run(batch)
+            backward(scored, self.fisher, self.sampler)
+            self.recorder.end_batch()
+        self.items += scored.items
+        for tensor in _tensors(batch):
+            self.digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+
+
+def _tensors(batch: Any) -> list[Tensor]:
+    values = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, (tuple, list)) else [batch]
+    return [v for v in values if isinstance(v, Tensor) and v.dtype != torch.bfloat16]
+
+
+def _size(name: str, module: nn.Module) -> LayerSize:
+    kind = require_kind(name, module)
+    return LayerSize(*kind.size(module), indexed=is_embedding(kind))
+
+
+def _check_options(fisher: str, fraction: float, source: Any, kind: type[Curvature]) -> None:
+    if fisher not in FISHERS:
+        raise HoldfastError(f"fisher={fisher!r}", wanted=f"one of {', '.join(FISHERS)}")
+    if not 0 < fraction <= 1:
+        raise HoldfastError(f"fraction={fraction}", wanted="a share of the positions, above 0 and at most 1")
+    if kind.statistics() and source is None:
+        raise HoldfastError(
+            f"curvature {kind.kind!r} is measured on source data, and none was given",
+            remedy="pass batches of old data, text sampled from the model itself, or ask for curvature='identity'",
+        )
+    if not kind.statistics() and source is not None:
+        raise HoldfastError(
+            f"curvature {kind.kind!r} needs no source data, and some was given", remedy="leave the source out"
+        )
+
+
+def _check_finite(curvatures: dict[str, Curvature]) -> None:
+    for name, curvature in curvatures.items():
+        if not all(bool(tensor.isfinite().all()) for tensor in curvature.tensors().values()):
+            raise HoldfastError(
+                f"the curvature of layer {name!r} is not finite",
+                causes=["the model's activations overflow in float16", "the model's weights hold NaN"],
+                remedy="load the model in bfloat16 or float32",
+            )

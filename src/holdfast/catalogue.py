@@ -1,0 +1,86 @@
+"""Everything Holdfast holds, found by looking: the one place that turns names into classes."""
+
+import importlib
+import inspect
+import pkgutil
+from dataclasses import dataclass
+from functools import cache
+
+from holdfast.curvature.curvature import Curvature
+from holdfast.errors import HoldfastError, closest
+from holdfast.penalties.regularizer import Regularizer
+from holdfast.shifts.shift import Shift
+from holdfast.tuners.tuner import Tuner
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One line of `holdfast methods`."""
+
+    room: str
+    name: str
+    summary: str
+    paper: str
+
+
+ROOMS: dict[str, tuple[type, str]] = {
+    "tuner": (Tuner, "name"),
+    "shift": (Shift, "structure"),
+    "curvature": (Curvature, "kind"),
+    "penalty": (Regularizer, "name"),
+}
+
+
+@cache
+def _room(room: str) -> dict[str, type]:
+    base, attribute = ROOMS[room]
+    package = importlib.import_module(base.__module__.rpartition(".")[0])
+    found: dict[str, type] = {}
+    for module in pkgutil.iter_modules(package.__path__):
+        for _, cls in inspect.getmembers(
+            importlib.import_module(f"{package.__name__}.{module.name}"), inspect.isclass
+        ):
+            if issubclass(cls, base) and not inspect.isabstract(cls):
+                found[getattr(cls, attribute)] = cls
+    return dict(sorted(found.items()))
+
+
+def names(room: str) -> list[str]:
+    """The names of one room."""
+    return list(_room(room))
+
+
+def find(room: str, name: str) -> type:
+    """The class of that name.
+
+    Raises:
+        HoldfastError: when there is none; the message lists the closest names.
+    """
+    known = _room(room)
+    if name not in known:
+        near = closest(name, known)
+        raise HoldfastError(
+            f"no {room} is called {name!r}",
+            wanted=f"one of {', '.join(known)}",
+            remedy=f"did you mean {near}?" if near else "see `holdfast methods`",
+        )
+    return known[name]
+
+
+def curvature(kind: str) -> type[Curvature]:
+    """The curvature of that kind."""
+    return find("curvature", kind)
+
+
+def tuner(name: str) -> type[Tuner]:
+    """The tuner of that name."""
+    return find("tuner", name)
+
+
+def entries() -> list[Entry]:
+    """Everything, with its summary and its paper."""
+    return [
+        Entry(room, name, (inspect.getdoc(cls) or "").splitlines()[0], getattr(cls, "paper", ""))
+        for room in ROOMS
+        for name, cls in _room(room).items()
+    ]

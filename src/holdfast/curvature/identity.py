@@ -1,0 +1,57 @@
+"""Identity curvature: every move costs its squared length (L2 towards the start, L2-SP)."""
+
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from holdfast.curvature.curvature import Curvature, LayerSize, Statistic
+
+
+class Identity(Curvature):
+    """C = I, so <D, C D> = ||D||_F^2, the L2-SP penalty (arXiv 1802.01483, eq. 2; arXiv 2402.12220).
+
+    Needs no source data and therefore predicts nothing: 1/2 ||D||^2 is not in nats.
+    For D = up @ down the norm is sum((up^T up) * (down down^T)): r x r products only, exact.
+    """
+
+    kind = "identity"
+    paper = "L2-SP, arXiv 1802.01483 eq. 2"
+    forecasts = False
+
+    def __init__(self, size: Tensor) -> None:
+        self.size = size  # (2,): out, in; a tensor so that it is stored like any other curvature
+
+    @classmethod
+    def of_shape(cls, out: int, inn: int) -> Self:
+        """The identity on (out, in) matrices."""
+        return cls(torch.tensor([out, inn], dtype=torch.float32))
+
+    @classmethod
+    def statistics(cls) -> dict[str, type[Statistic]]:
+        return {}
+
+    @classmethod
+    def from_sums(cls, size: LayerSize, sums: dict[str, Statistic], items: int) -> Self:
+        return cls.of_shape(size.out, size.inn)
+
+    def apply(self, delta: Tensor) -> Tensor:
+        return delta
+
+    def thin(self, up: Tensor, down: Tensor) -> tuple[Tensor, Tensor]:
+        return up @ (down @ down.T), (up.T @ up) @ down
+
+    def damped(self, damping: float) -> "Identity":
+        return self  # its mean eigenvalue on itself changes the strength only
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {"size": self.size}
+
+    @classmethod
+    def from_tensors(cls, tensors: dict[str, Tensor]) -> Self:
+        return cls(tensors["size"])
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        out, inn = (int(n) for n in self.size.tolist())
+        return out, inn

@@ -1,0 +1,165 @@
+"""Layer kinds: the one place that knows how a module holds its weight.
+
+Everywhere else a layer is a matrix W of shape (out, in) that maps rows of inputs to rows of outputs,
+y = x W^T. A kind says, for its modules, how to see the weight, the inputs and the output gradients so.
+
+| module              | rows                         | out          | in                        |
+|---------------------|------------------------------|--------------|---------------------------|
+| nn.Linear           | all leading positions        | out_features | in_features               |
+| transformers Conv1D | all leading positions        | nf           | nx (weight is stored W^T) |
+| nn.Conv1d, nn.Conv2d| every output position        | out_channels | in_channels * kernel size |
+| nn.Embedding        | every looked-up index        | width        | vocabulary                |
+"""
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from holdfast.errors import HoldfastError
+
+
+class LayerKind(ABC):
+    """How modules of one kind are read as y = x W^T."""
+
+    @abstractmethod
+    def matrix(self, module: Any, weight: Tensor) -> Tensor:
+        """View a tensor of the weight's own shape as (out, in)."""
+
+    @abstractmethod
+    def input_rows(self, module: Any, inputs: Tensor) -> Tensor:
+        """(rows, in); for an embedding the indices themselves, (rows,), standing for one-hot rows."""
+
+    @abstractmethod
+    def gradient_rows(self, module: Any, gradient: Tensor) -> Tensor:
+        """(rows, out)."""
+
+    def same_rows(self, module: Any, other_kind: "LayerKind", other: Any) -> bool:
+        """Whether another layer given the same tensor has the same input rows."""
+        return False
+
+    def size(self, module: Any) -> tuple[int, int]:
+        """(out, in)."""
+        out, inn = self.matrix(module, module.weight).shape
+        return out, inn
+
+
+def _flatten(tensor: Tensor) -> Tensor:
+    return tensor.reshape(-1, tensor.shape[-1])
+
+
+class LinearKind(LayerKind):
+    """`nn.Linear` and what behaves like it."""
+
+    def matrix(self, module: Any, weight: Tensor) -> Tensor:
+        return weight
+
+    def input_rows(self, module: Any, inputs: Tensor) -> Tensor:
+        return _flatten(inputs)
+
+    def gradient_rows(self, module: Any, gradient: Tensor) -> Tensor:
+        return _flatten(gradient)
+
+    def same_rows(self, module: Any, other_kind: LayerKind, other: Any) -> bool:
+        return isinstance(other_kind, LinearKind)
+
+    def size(self, module: Any) -> tuple[int, int]:
+        # The features, not the weight: a quantised weight is packed.
+        return module.out_features, module.in_features
+
+
+class TransposedLinearKind(LinearKind):
+    """transformers' `Conv1D` (GPT-2), which stores W^T."""
+
+    def matrix(self, module: Any, weight: Tensor) -> Tensor:
+        return weight.T
+
+    def size(self, module: Any) -> tuple[int, int]:
+        inn, out = module.weight.shape
+        return out, inn
+
+
+class ConvolutionKind(LayerKind):
+    """`nn.Conv1d` and `nn.Conv2d` without groups, as a linear map on unfolded patches."""
+
+    def matrix(self, module: Any, weight: Tensor) -> Tensor:
+        return weight.reshape(weight.shape[0], -1)
+
+    def input_rows(self, module: Any, inputs: Tensor) -> Tensor:
+        mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
+        # The module's own record of its padding, whether it was given as numbers or as "same".
+        padded = F.pad(inputs, module._reversed_padding_repeated_twice, mode=mode)
+        kernel, dilation, stride = module.kernel_size, module.dilation, module.stride
+        if len(kernel) == 1:  # (batch, channels, time) -> (batch, channels, 1, time)
+            padded = padded.unsqueeze(-2)
+            kernel, dilation, stride = (1, *kernel), (1, *dilation), (1, *stride)
+        patches = F.unfold(padded, kernel, dilation=dilation, stride=stride)  # (batch, in, positions)
+        return _flatten(patches.transpose(1, 2))
+
+    def gradient_rows(self, module: Any, gradient: Tensor) -> Tensor:
+        return _flatten(gradient.movedim(1, -1))
+
+
+class EmbeddingKind(LayerKind):
+    """`nn.Embedding`: one-hot rows, so the second moment of its inputs is exactly diagonal (the counts)."""
+
+    def matrix(self, module: Any, weight: Tensor) -> Tensor:
+        return weight.T
+
+    def input_rows(self, module: Any, inputs: Tensor) -> Tensor:
+        return inputs.reshape(-1)
+
+    def gradient_rows(self, module: Any, gradient: Tensor) -> Tensor:
+        return _flatten(gradient)
+
+
+_LINEAR, _TRANSPOSED, _CONVOLUTION, _EMBEDDING = (
+    LinearKind(),
+    TransposedLinearKind(),
+    ConvolutionKind(),
+    EmbeddingKind(),
+)
+
+
+def kind_of(module: Any) -> LayerKind | None:
+    """The kind of a module, or None when Holdfast does not read it as a matrix."""
+    if isinstance(module, nn.Linear):
+        return _LINEAR
+    if isinstance(module, nn.Embedding):
+        return _EMBEDDING
+    if isinstance(module, (nn.Conv1d, nn.Conv2d)):
+        return _CONVOLUTION if module.groups == 1 else None
+    # By behaviour: GPT-2's Conv1D has `nf` output features and a weight (nx, nf).
+    weight = getattr(module, "weight", None)
+    if type(module).__name__ == "Conv1D" and hasattr(module, "nf") and isinstance(weight, Tensor):
+        return _TRANSPOSED
+    return None
+
+
+def require_kind(name: str, module: Any) -> LayerKind:
+    """The kind of a module.
+
+    Raises:
+        HoldfastError: when the module is not one of the kinds above.
+    """
+    kind = kind_of(module)
+    if kind is None:
+        grouped = getattr(module, "groups", 1) != 1
+        raise HoldfastError(
+            f"layer {name!r} is a {type(module).__name__}{' with groups' if grouped else ''}",
+            wanted="nn.Linear, transformers' Conv1D, nn.Conv1d or nn.Conv2d without groups, or nn.Embedding",
+            remedy="leave this layer out of the targets",
+        )
+    return kind
+
+
+def is_embedding(kind: LayerKind) -> bool:
+    """Whether input rows are indices instead of vectors."""
+    return isinstance(kind, EmbeddingKind)
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """The device of the model's first parameter."""
+    return next((p.device for p in model.parameters()), torch.device("cpu"))

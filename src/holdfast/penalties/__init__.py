@@ -1,0 +1,1 @@
+"""What joins the loss: one file per way of holding on."""

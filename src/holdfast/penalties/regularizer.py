@@ -1,0 +1,56 @@
+"""The interface of the room: a term that joins the loss on the new data."""
+
+from abc import ABC, abstractmethod
+from typing import ClassVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+
+class Regularizer(ABC):
+    """A differentiable scalar of the model's trainable parameters.
+
+    Used in a plain loop as `loss = task_loss + penalty()`, or once per optimizer step through `add_gradient`.
+    """
+
+    name: ClassVar[str]
+    paper: ClassVar[str]
+    model: nn.Module
+    step: int = 0  # the optimizer step it is evaluated for; decides what a random term draws, so runs resume exactly
+    shared: ClassVar[bool] = True  # whether every rank computes the same value
+
+    @abstractmethod
+    def __call__(self) -> Tensor:
+        """The term to add to the loss, a 0-d tensor."""
+
+    @abstractmethod
+    def report(self) -> dict[str, float]:
+        """What to log of the last evaluation."""
+
+    @property
+    @abstractmethod
+    def predicted_forgetting(self) -> float | None:
+        """The rise of the source loss in nats per item that is expected now; None where nothing is known."""
+
+    def add_gradient(self, multiplier: float = 1.0) -> float:
+        """Add `multiplier` times the term's gradient to `.grad`; returns the term's value.
+
+        Call it once per optimizer step, after backward and before `optimizer.step()`. The multiplier stays what was
+        asked for under gradient accumulation, data parallelism and mixed precision, because it meets none of them.
+        """
+        value = self()
+        if not value.requires_grad:
+            return float(value.detach())
+        parameters = [p for p in self.model.parameters() if p.requires_grad]
+        gradients = torch.autograd.grad(value, parameters, allow_unused=True)
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            if gradient is None:
+                continue
+            if not self.shared and dist.is_available() and dist.is_initialized():
+                dist.all_reduce(gradient)
+                gradient = gradient / dist.get_world_size()
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            parameter.grad.add_(gradient.to(parameter.grad.dtype), alpha=multiplier)
+        return float(value.detach())

@@ -1,0 +1,133 @@
+"""Reading shifts from a model: LoRA in PEFT's layers, or full fine-tuning against stored weights."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from holdfast.errors import HoldfastError
+from holdfast.layers import LayerKind, require_kind
+from holdfast.shifts.dense import Dense
+from holdfast.shifts.low_rank import LowRank
+from holdfast.shifts.shift import Shift
+from holdfast.targets import base_layers, canonical
+
+Reader = Callable[[], Shift]
+
+
+def shifts(model: nn.Module, reference: Mapping[str, Tensor] | None = None) -> dict[str, Shift]:
+    """Layer name -> shift, for every layer that can move.
+
+    LoRA (any scaling, rank and alpha patterns, several active adapters summed) gives low-rank shifts; DoRA, and
+    LoRA whose initialisation changed the base weight, give dense ones; a model without adapters gives dense shifts
+    of its trainable weights against `reference`.
+
+    Args:
+        model: a PEFT model or a bare one.
+        reference: layer name -> weight at the anchor, as `snapshot` gives it; needed for full fine-tuning and for
+            initialisations that change the base weight.
+
+    Raises:
+        HoldfastError: merged adapters, a tuner whose shift is not known, or a missing reference.
+    """
+    return {name: reader() for name, reader in readers(model, reference).items()}
+
+
+def snapshot(model: nn.Module) -> dict[str, Tensor]:
+    """Layer name -> a copy of its weight now, for `shifts(model, reference)`."""
+    return {name: module.weight.detach().clone() for name, module in base_layers(model).items()}
+
+
+def readers(model: nn.Module, reference: Mapping[str, Tensor] | None = None) -> dict[str, Reader]:
+    """Layer name -> a function that reads its shift from the live parameters."""
+    adapted = {n: m for n, m in model.named_modules() if hasattr(m, "base_layer") and hasattr(m, "active_adapters")}
+    if adapted:
+        return {canonical(name): _adapter_reader(canonical(name), m, reference) for name, m in adapted.items()}
+    if reference is None:
+        raise HoldfastError(
+            "the model has no adapter, so its shifts can't be told from its weights alone",
+            wanted="a PEFT model, or the weights at the anchor",
+            remedy="wrap it with peft.get_peft_model, or pass reference=holdfast.snapshot(model) of before training",
+        )
+    trainable = {n: m for n, m in base_layers(model).items() if m.weight.requires_grad}
+    if not trainable:
+        raise HoldfastError("no layer of the model is trainable", remedy="set requires_grad on what should move")
+    for name in trainable:
+        if name not in reference:
+            raise HoldfastError(f"the trainable layer {name!r} is not in the reference")
+    return {n: _full_reader(require_kind(n, m), m, reference[n]) for n, m in trainable.items()}
+
+
+def _full_reader(kind: LayerKind, module: Any, anchored: Tensor) -> Reader:
+    return lambda: Dense(kind.matrix(module, module.weight - anchored))
+
+
+def _adapter_reader(name: str, layer: Any, reference: Mapping[str, Tensor] | None) -> Reader:
+    if not hasattr(layer, "lora_A"):
+        raise HoldfastError(
+            f"layer {name!r} carries a {type(layer).__module__.split('.')[-2]} adapter, whose shift is not read yet",
+            wanted="LoRA (with rsLoRA, DoRA, PiSSA ...) or full fine-tuning",
+            remedy="use LoRA, or hold on in function space: holdfast.Distill needs no shift",
+        )
+    base = layer.base_layer
+    kind = require_kind(name, base)
+    anchored = None if reference is None else reference.get(name)
+    if anchored is not None and torch.equal(anchored, base.weight):
+        anchored = None  # the base weight is the anchor: the adapter alone is the shift
+
+    def read() -> Shift:
+        if getattr(layer, "merged", False):
+            raise HoldfastError(
+                f"the adapter on {name!r} is merged into the weight", remedy="call model.unmerge_adapter() first"
+            )
+        active = active_of(layer)
+        if anchored is not None or any(has_magnitude(layer, a) for a in active):
+            weight = base.weight if anchored is None else anchored
+            return Dense(effective(layer, kind, active) - kind.matrix(base, weight))
+        return LowRank.stacked([factors(layer, adapter) for adapter in active])
+
+    return read
+
+
+def active_of(layer: Any) -> list[str]:
+    """The active LoRA adapters of a layer."""
+    return [a for a in layer.active_adapters if a in layer.scaling]
+
+
+def factors(layer: Any, adapter: str) -> LowRank:
+    """One adapter's B (out, r), A (r, in) and scaling, live: gradients reach the adapter's own parameters.
+
+    Conv1D stores its adapter as a Linear does; a convolution's A is (r, channels, *kernel), its B (out, r, 1, 1);
+    an embedding's shift W^T is B A as well.
+    """
+    scale = float(layer.scaling[adapter])
+    embedded = layer.lora_embedding_A
+    if adapter in embedded:
+        return LowRank(layer.lora_embedding_B[adapter], embedded[adapter], scale)
+    down, up = layer.lora_A[adapter].weight, layer.lora_B[adapter].weight
+    if down.dim() > 2:
+        down, up = down.flatten(1), up.flatten(1)
+    return LowRank(up, down, scale)
+
+
+def has_magnitude(layer: Any, adapter: str) -> bool:
+    """Whether the adapter is a DoRA one."""
+    return adapter in getattr(layer, "lora_magnitude_vector", {})
+
+
+def effective(layer: Any, kind: LayerKind, adapters: list[str]) -> Tensor:
+    """The layer's effective weight, (out, in), differentiable.
+
+    DoRA: m / ||W + s B A|| * (W + s B A), norms over each output's row (arXiv 2402.09353 eq. 5).
+    """
+    weight = kind.matrix(layer.base_layer, layer.base_layer.weight)
+    magnitudes = [a for a in adapters if has_magnitude(layer, a)]
+    if magnitudes and len(adapters) > 1:
+        raise HoldfastError("several active adapters of which one is DoRA", remedy="activate one adapter at a time")
+    for adapter in adapters:
+        weight = weight + factors(layer, adapter).matrix()
+    for adapter in magnitudes:
+        magnitude = layer.lora_magnitude_vector[adapter].weight.flatten()
+        weight = (magnitude / weight.norm(dim=1))[:, None] * weight
+    return weight

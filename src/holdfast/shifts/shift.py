@@ -1,0 +1,45 @@
+"""The interface of the room: a layer's weight now, minus its weight at the anchor."""
+
+from abc import ABC, abstractmethod
+from typing import ClassVar, Protocol
+
+from torch import Tensor
+
+
+class Form(Protocol):
+    """What a shift asks of a curvature (see `holdfast.curvature.curvature`)."""
+
+    def apply(self, delta: Tensor) -> Tensor:
+        """C D, (out, in)."""
+        ...
+
+    def thin(self, up: Tensor, down: Tensor) -> tuple[Tensor, Tensor]:
+        """(C D) down^T and up^T (C D) for D = up @ down."""
+        ...
+
+
+class Shift(ABC):
+    """D = W - W_anchor of one layer, (out, in), differentiable in whatever is trained.
+
+    The structure is in the parts: tensors of which D is a homogeneous function, the same degree in each.
+    """
+
+    structure: ClassVar[str]
+
+    @property
+    @abstractmethod
+    def parts(self) -> tuple[Tensor, ...]:
+        """The tensors D is made of, carrying gradients."""
+
+    @abstractmethod
+    def products(self, curvature: Form) -> tuple[Tensor, ...]:
+        """Half the gradient of <D, C D> with respect to each part; <part, product> = <D, C D> for each."""
+
+    @abstractmethod
+    def matrix(self) -> Tensor:
+        """D itself, (out, in), materialised."""
+
+    @property
+    @abstractmethod
+    def shape(self) -> tuple[int, int]:
+        """(out, in)."""

@@ -1,0 +1,93 @@
+"""Layer names: one name per layer, wrapped or not, and PEFT's grammar of targets over them."""
+
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from torch import nn
+
+from holdfast.errors import HoldfastError, closest
+from holdfast.layers import kind_of
+
+ALL_LINEAR = "all-linear"
+Targets = str | Iterable[str]
+
+_WRAPPERS = re.compile(r"^(?:module\.|_orig_mod\.|base_model\.model\.)+")
+
+
+def canonical(name: str) -> str:
+    """The name the layer has in the bare model: without the prefixes of PEFT, DDP and torch.compile."""
+    return _WRAPPERS.sub("", name).removesuffix(".base_layer").replace("._orig_mod", "")
+
+
+def base_layers(model: nn.Module) -> dict[str, Any]:
+    """Canonical name -> module, for every layer of a known kind; adapters' own modules left out."""
+    modules = dict(model.named_modules())
+    wrapped = {name for name, module in modules.items() if hasattr(module, "base_layer")}
+    found = {}
+    for name, module in modules.items():
+        owner, _, leaf = name.rpartition(".")
+        inside_adapter = any(name.startswith(f"{wrapper}.") for wrapper in wrapped)
+        if kind_of(module) is None or (inside_adapter and not (owner in wrapped and leaf == "base_layer")):
+            continue
+        found[canonical(name)] = module
+    return found
+
+
+def output_layer(model: Any) -> nn.Module | None:
+    """The module that produces the logits, where the model says which it is."""
+    getter = getattr(model, "get_output_embeddings", None)
+    if getter is None:
+        return None
+    try:
+        return getter()
+    except (AttributeError, NotImplementedError):
+        return None
+
+
+def select(model: nn.Module, targets: Targets = ALL_LINEAR) -> dict[str, Any]:
+    """The layers that `targets` names, following PEFT's `target_modules`.
+
+    Args:
+        model: any module, wrapped by PEFT or not.
+        targets: "all-linear" (every linear layer but the output layer), a regular expression that must match
+            the whole name, or a list of names or name endings ("q_proj" matches "layers.0.self_attn.q_proj").
+
+    Raises:
+        HoldfastError: when nothing matches; the message lists the closest names.
+    """
+    layers = base_layers(model)
+    if isinstance(targets, str) and targets.lower() == ALL_LINEAR:
+        head = output_layer(model)
+        linear = {n: m for n, m in layers.items() if isinstance(m, nn.Linear) or type(m).__name__ == "Conv1D"}
+        chosen = {n: m for n, m in linear.items() if m is not head}
+    elif isinstance(targets, str):
+        chosen = {n: m for n, m in layers.items() if _fullmatch(targets, n)}
+    else:
+        endings = list(targets)
+        chosen = {n: m for n, m in layers.items() if any(n == e or n.endswith(f".{e}") for e in endings)}
+        unmatched = [e for e in endings if not any(n == e or n.endswith(f".{e}") for n in layers)]
+        if chosen and unmatched:
+            raise _no_match(unmatched, layers)
+    if not chosen:
+        raise _no_match([targets] if isinstance(targets, str) else list(targets), layers)
+    return chosen
+
+
+def _fullmatch(pattern: str, name: str) -> bool:
+    try:
+        return re.fullmatch(pattern, name) is not None
+    except re.error as error:
+        raise HoldfastError(f"targets {pattern!r} is not a regular expression: {error}") from error
+
+
+def _no_match(targets: list[str], layers: dict[str, Any]) -> HoldfastError:
+    near = {target: closest(target, layers) for target in targets}
+    hints = [f"{target!r} is close to: {names}" for target, names in near.items() if names]
+    endings = sorted({name.rsplit(".", 1)[-1] for name in layers})
+    return HoldfastError(
+        f"targets {', '.join(map(repr, targets))} match no layer of the model",
+        wanted='"all-linear", a regular expression over whole names, or a list of name endings',
+        causes=hints or ["the names belong to another architecture or another version of transformers"],
+        remedy=f"use one of the model's own layer names: {', '.join(endings[:30])}",
+    )

@@ -1,0 +1,1 @@
+"""On what: one file per benchmark task."""

@@ -1,0 +1,60 @@
+"""Source task of the embedded demo: English documentation prose.
+
+The documentation topics of `pydoc` and the docstrings of the standard library (PSF licence), cleaned of
+interpreter sessions, tables and signatures. One raw document:
+
+    Return the number of non-overlapping occurrences of substring sub in the range [start, end]. ...
+"""
+
+import ast
+import re
+import textwrap
+
+from holdfast.tasks.standard_library import Split, modules, split_of
+
+NAME = "prose"
+ITEM = "token"
+SHORTEST = 60  # characters; shorter docstrings ("Return self.") say nothing
+
+_WORD = re.compile(r"[A-Za-z]{2,}")
+
+
+def documents(split: Split) -> list[str]:
+    """The cleaned documents of one split; a module's docstrings stay on one side."""
+    topics = (text for name, text in _topics() if split_of(name) == split)
+    docstrings = (text for name, source in modules() if split_of(name) == split for text in _docstrings(source))
+    cleaned = (clean(text) for text in (*topics, *docstrings))
+    return list(dict.fromkeys(text for text in cleaned if len(text) >= SHORTEST))
+
+
+def clean(text: str) -> str:
+    """Keep the paragraphs that are prose: mostly words, no interpreter prompts, no tables."""
+    paragraphs = re.split(r"\n\s*\n", textwrap.dedent(text.expandtabs()).strip())
+    return "\n\n".join(" ".join(p.split()) for p in paragraphs if _is_prose(p))
+
+
+def _is_prose(paragraph: str) -> bool:
+    letters = sum(character.isalpha() or character == " " for character in paragraph)
+    return (
+        ">>>" not in paragraph
+        and "+--" not in paragraph
+        and "===" not in paragraph
+        and letters > 0.75 * len(paragraph)
+        and len(_WORD.findall(paragraph)) >= 5
+    )
+
+
+def _topics() -> list[tuple[str, str]]:
+    from pydoc_data.topics import topics
+
+    return sorted(topics.items())
+
+
+def _docstrings(source: str) -> list[str]:
+    try:
+        tree = ast.parse(source)
+    except SyntaxError:
+        return []
+    owners = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    found = (ast.get_docstring(node) for node in ast.walk(tree) if isinstance(node, owners))
+    return [text for text in found if text]
