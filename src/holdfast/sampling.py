@@ -1,5 +1,7 @@
 """Text that a language model says of itself: source data when there is none."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -46,9 +48,7 @@ def sample_from(
     return rows
 
 
-def _some(
-    model: nn.Module, size: int, length: int, start: int, end: int | list[int] | None
-) -> list[dict[str, Tensor]]:
+def _some(model: Any, size: int, length: int, start: int, end: int | list[int] | None) -> list[dict[str, Tensor]]:
     prompt = torch.full((size, 1), start, device=device_of(model))
     drawn = model.generate(
         input_ids=prompt,
