@@ -3,7 +3,7 @@
     python scripts/pretrain.py --out src/holdfast/models/prose-1m
 
 Writes a folder that `AutoModelForCausalLM.from_pretrained` and `AutoTokenizer.from_pretrained` load, with a
-model card that states data, tokens and losses. About a quarter of an hour on one CPU core.
+model card that states data, tokens and losses. About ten minutes on one CPU core.
 """
 
 import argparse
@@ -62,7 +62,7 @@ def collate(rows: list[tuple[torch.Tensor]]) -> dict[str, torch.Tensor]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--passes", type=int, default=24)
+    parser.add_argument("--passes", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     torch.manual_seed(options.seed)

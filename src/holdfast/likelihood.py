@@ -4,6 +4,7 @@ A *scored item* is one label that is not -100: a token for language models, an e
 the sum over items of the cross-entropy; every figure in Holdfast is a mean over items, in nats.
 """
 
+import math
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -26,16 +27,16 @@ ForwardLoss = Callable[[nn.Module, Any], tuple[Tensor, Tensor | int]]
 class Scored:
     """The items of one batch.
 
-    `logits` (items, classes) and `labels` (items,), or a bare summed `loss`; `positions` (batch, length) marks the
-    inputs that can reach a scored item, and `sequence` (items,) says which sequence an item belongs to.
+    `logits` (items, classes) and `labels` (items,), or a bare summed `loss`; `sequence` (items,) says which sequence
+    of the batch an item belongs to, and `keys` (batch,) what stands in for that sequence's input.
     """
 
     items: int
     logits: Tensor | None = None
     labels: Tensor | None = None
     loss: Tensor | None = None
-    positions: Tensor | None = None
     sequence: Tensor | None = None
+    keys: list[int] | None = None
 
 
 def scored_mask(batch: Mapping[str, Tensor], *, shifted: bool) -> tuple[Tensor, Tensor]:
@@ -51,6 +52,8 @@ def scored_mask(batch: Mapping[str, Tensor], *, shifted: bool) -> tuple[Tensor, 
             labels = labels.masked_fill(mask == 0, IGNORED)
     if shifted:  # position t predicts label t + 1; the last predicts nothing
         labels = F.pad(labels[:, 1:], (0, 1), value=IGNORED)
+        if mask is not None:  # padding on the left would predict the first token; padding on the right never does
+            labels = labels.masked_fill(mask == 0, IGNORED)
         # t reaches the loss at every s >= t: a reversed cumulative "any".
         reaches = (labels != IGNORED).flip(1).cummax(dim=1).values.flip(1)
     else:
@@ -95,21 +98,33 @@ class Items:
         if self.forward_loss is not None:
             mask = batch.get("attention_mask") if isinstance(batch, Mapping) else None
             return None if mask is None else mask != 0
-        if "input_ids" not in batch or (batch.get("labels") is not None and batch["labels"].dim() != 2):
-            mask = batch.get("attention_mask")
-            return None if mask is None else mask != 0
-        return scored_mask(batch, shifted=self.shifted)[1]
+        labels = batch.get("labels")
+        if "input_ids" in batch and (labels is None or labels.dim() == 2):
+            return scored_mask(batch, shifted=self.shifted)[1]
+        mask = batch.get("attention_mask")
+        attended = None if mask is None else mask != 0
+        if labels is None or labels.dim() != 1:
+            return attended
+        sequences = (labels != IGNORED)[:, None]  # one label for a whole sequence
+        return sequences if attended is None else sequences & attended
 
     def run(self, batch: Any) -> Scored:
         """One forward pass."""
         if self.forward_loss is not None:
             return _from_user(self.forward_loss(self.model, batch))
         logits = self.model(**inputs_of(batch)).logits
-        if logits.dim() == 2:
-            return _scored(logits, batch["labels"])
-        labels, _ = scored_mask(batch, shifted=self.shifted)
-        rows = torch.arange(labels.shape[0], device=labels.device)[:, None].expand_as(labels)
-        return _scored(logits.flatten(0, 1), labels.flatten(), rows.flatten())
+        labels = batch["labels"] if logits.dim() == 2 else scored_mask(batch, shifted=self.shifted)[0]
+        rows = torch.arange(len(labels), device=labels.device)
+        rows = rows if labels.dim() == 1 else rows[:, None].expand_as(labels).flatten()
+        return _scored(logits.flatten(0, -2), labels.flatten(), rows, self._keys(batch))
+
+    def _keys(self, batch: Mapping[str, Tensor]) -> list[int] | None:
+        inputs, mask = batch.get(bare(self.model).main_input_name), batch.get("attention_mask")
+        if inputs is None:
+            return None
+        if mask is None or mask.shape != inputs.shape:
+            return [LabelSampler.key(row) for row in inputs]
+        return [LabelSampler.key(row[attended != 0]) for row, attended in zip(inputs, mask, strict=True)]
 
 
 def _from_user(returned: tuple[Tensor, Tensor | int]) -> Scored:
@@ -124,40 +139,62 @@ def _from_user(returned: tuple[Tensor, Tensor | int]) -> Scored:
     )
 
 
-def _scored(logits: Tensor, labels: Tensor, sequence: Tensor | None = None) -> Scored:
-    return Scored(int((labels != IGNORED).sum()), logits, labels, sequence=sequence)
+def _scored(
+    logits: Tensor, labels: Tensor, sequence: Tensor | None = None, keys: list[int] | None = None
+) -> Scored:
+    return Scored(int((labels != IGNORED).sum()), logits, labels, sequence=sequence, keys=keys)
 
 
 class LabelSampler:
     """Draws labels y ~ p(y | x) by inverting the cumulative distribution: one uniform number per item.
 
-    Items of a sequence draw from a generator seeded by the sequence's own labels, so a draw does not depend on
-    the batch, the order or the rank that the sequence came in. Items without sequences draw in order.
+    Items of a sequence draw from a generator seeded by the sequence's own input, so a draw does not depend on
+    the batch, the order or the rank that the sequence came in. Items without a key draw in order.
     """
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
         self._stream = torch.Generator().manual_seed(seed)
 
-    def uniform(self, scored: Scored) -> Tensor:
-        """(scored items,) on the CPU, float32 in [0, 1)."""
-        assert scored.labels is not None
-        if scored.sequence is None:
-            return torch.rand(scored.items, generator=self._stream)
-        keep = scored.labels != IGNORED
-        labels, sequence = scored.labels[keep].cpu(), scored.sequence[keep].cpu()
-        counts = torch.unique_consecutive(sequence, return_counts=True)[1].tolist()
+    @staticmethod
+    def key(row: Tensor) -> int:
+        """What stands in for one sequence's input, padding left out."""
+        return zlib.crc32(row.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+
+    def uniform(self, sequence: Tensor, keys: list[int] | None) -> Tensor:
+        """(items,) on the CPU, float32 in [0, 1), for items in the order of their sequences (items,)."""
+        if keys is None:
+            return torch.rand(len(sequence), generator=self._stream)
+        which, counts = torch.unique_consecutive(sequence.cpu(), return_counts=True)
         draws = []
-        for piece in labels.split(counts):
-            key = zlib.crc32(piece.numpy().tobytes()) ^ (self.seed * 0x9E3779B1 & 0xFFFFFFFF)
-            draws.append(torch.rand(len(piece), generator=torch.Generator().manual_seed(key)))
+        for row, count in zip(which.tolist(), counts.tolist(), strict=True):
+            seed = keys[row] ^ (self.seed * 0x9E3779B1 & 0xFFFFFFFF)
+            draws.append(torch.rand(count, generator=torch.Generator().manual_seed(seed)))
         return torch.cat(draws) if draws else torch.empty(0)
 
     def draw(self, probabilities: Tensor, uniform: Tensor) -> Tensor:
-        """(items,) labels for (items, classes) probabilities."""
-        cumulative = probabilities.cumsum(dim=1)
-        threshold = uniform.to(probabilities)[:, None] * cumulative[:, -1:]
-        return torch.searchsorted(cumulative, threshold, right=True).squeeze(1).clamp_(max=probabilities.shape[1] - 1)
+        """(items,) labels for (items, classes) probabilities and (items,) uniform numbers in [0, 1).
+
+        First a block of about sqrt(classes) classes, then a class in it: a running sum over all classes is slower
+        and, in float32 over a large vocabulary, less exact.
+        """
+        classes = probabilities.shape[1]
+        width = math.isqrt(classes)
+        whole = classes // width * width
+        blocks = probabilities[:, :whole].unflatten(1, (-1, width)).sum(dim=2)
+        blocks = torch.cat([blocks, probabilities[:, whole:].sum(dim=1, keepdim=True)], dim=1)
+        upto = blocks.cumsum(dim=1)
+        target = uniform.to(probabilities)[:, None] * upto[:, -1:]
+        block = _first_above(upto, target)
+        target -= (upto - blocks).gather(1, block)
+        columns = block * width + torch.arange(width, device=block.device)  # (items, width)
+        inside = probabilities.gather(1, columns.clamp(max=classes - 1)).masked_fill_(columns >= classes, 0)
+        return (block * width + _first_above(inside.cumsum(dim=1), target)).squeeze(1).clamp_(max=classes - 1)
+
+
+def _first_above(running: Tensor, target: Tensor) -> Tensor:
+    """(rows, 1): where a row's running sum first exceeds its target; the last place when rounding hides it."""
+    return torch.searchsorted(running, target, right=True).clamp_(max=running.shape[1] - 1)
 
 
 def backward(scored: Scored, fisher: Fisher, sampler: LabelSampler) -> None:
@@ -181,21 +218,18 @@ def backward(scored: Scored, fisher: Fisher, sampler: LabelSampler) -> None:
         return
     assert scored.labels is not None
     logits, labels = scored.logits, scored.labels
-    keep = labels != IGNORED
-    every = bool(keep.all())
+    unscored = (labels == IGNORED).nonzero().squeeze(1)
     with torch.no_grad():
-        chosen = logits if every else logits[keep]
-        gradient = chosen.to(torch.promote_types(chosen.dtype, torch.float32)).softmax(dim=1)
+        gradient = logits.to(torch.promote_types(logits.dtype, torch.float32)).softmax(dim=1)
         if fisher == "sampled":
-            drawn = sampler.draw(gradient, sampler.uniform(scored))
-        else:
-            drawn = labels if every else labels[keep]
-        gradient[torch.arange(len(drawn), device=drawn.device), drawn] -= 1
-        gradient = gradient.to(logits.dtype)
-        if not every:
-            full = torch.zeros_like(logits)
-            full[keep] = gradient
-            gradient = full
+            uniform = torch.zeros(len(labels), device=labels.device)
+            keep = labels != IGNORED
+            sequence = labels if scored.sequence is None else scored.sequence
+            uniform[keep] = sampler.uniform(sequence[keep], scored.keys).to(labels.device)
+            labels = sampler.draw(gradient, uniform)
+        # Unscored rows take any class and are then emptied: a few rows to clear instead of all to gather.
+        gradient[torch.arange(len(labels), device=labels.device), labels.clamp_min(0)] -= 1
+        gradient = gradient.index_fill_(0, unscored, 0).to(logits.dtype)
     if logits.requires_grad:
         logits.backward(gradient)
 

@@ -37,10 +37,12 @@ def adapters_off(model: nn.Module) -> Iterator[None]:
         yield
         return
     flags = {parameter: parameter.requires_grad for parameter in model.parameters()}
-    with disable():
-        yield
-    for parameter, flag in flags.items():  # PEFT turns frozen adapter weights trainable on the way back
-        parameter.requires_grad_(flag)
+    try:
+        with disable():
+            yield
+    finally:
+        for parameter, flag in flags.items():  # PEFT turns frozen adapter weights trainable on the way back
+            parameter.requires_grad_(flag)
 
 
 @contextmanager

@@ -87,7 +87,7 @@ class Recorder:
         self.share, self.fraction = share, fraction
         self.positions: Tensor | None = None
         self._generator = torch.Generator().manual_seed(seed)
-        self._drawn: dict[tuple[int, bool], Tensor] = {}  # row numbers drawn for this batch
+        self._drawn: dict[tuple[int, bool], Tensor | None] = {}  # row numbers used in this batch
         self._latest: dict[int, _Shared] = {}  # id of a tensor -> who counted it last
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
 
@@ -135,7 +135,7 @@ class Recorder:
             rows = layer.kind.input_rows(layer.module, inputs.detach())
             chosen = self._chosen(rows, inputs, self.positions)
             for sink in shared.sinks.values():
-                sink.add(rows if chosen is None else rows[chosen])
+                sink.add(rows if chosen is None else rows.index_select(0, chosen))
             shared.calls += 1
             shared.last, shared.version = weakref.ref(inputs), inputs._version
             if self.share:
@@ -169,25 +169,31 @@ class Recorder:
         if chosen is not None:
             valid = _row_mask(mask, gradient, rows.shape[0])
             count = rows.shape[0] if valid is None else int(valid.sum())
-            rows = rows[chosen] * (count / max(len(chosen), 1)) ** 0.5  # their squares: an unbiased sum
+            rows = (
+                rows.index_select(0, chosen) * (count / max(len(chosen), 1)) ** 0.5
+            )  # their squares: an unbiased sum
         for sink in layer.reading("gradients"):
             sink.add(rows)
         if inputs is not None:
             x = layer.kind.input_rows(layer.module, inputs)
             for sink in layer.reading("pairs"):
-                sink.add(x if chosen is None else x[chosen], rows)
+                sink.add(x if chosen is None else x.index_select(0, chosen), rows)
 
     def _chosen(self, rows: Tensor, like: Tensor, mask: Tensor | None) -> Tensor | None:
-        """The rows to use, as a mask or as indices; None for all of them."""
+        """The numbers of the rows to use, the same for every layer with as many; None for all of them."""
         valid = _row_mask(mask, like, rows.shape[0])
-        if self.fraction >= 1:
-            return None if valid is None or bool(valid.all()) else valid
         key = (rows.shape[0], valid is not None)
         if key not in self._drawn:
-            pool = torch.arange(rows.shape[0]) if valid is None else valid.nonzero().squeeze(1).cpu()
-            order = torch.randperm(len(pool), generator=self._generator)[: math.ceil(self.fraction * len(pool))]
-            self._drawn[key] = pool[order].sort().values.to(rows.device)
-        return self._drawn[key]
+            self._drawn[key] = self._draw(rows.shape[0], valid)
+        drawn = self._drawn[key]
+        return None if drawn is None else drawn.to(rows.device)
+
+    def _draw(self, rows: int, valid: Tensor | None) -> Tensor | None:
+        pool = torch.arange(rows) if valid is None else valid.nonzero().squeeze(1)
+        if self.fraction >= 1:
+            return None if len(pool) == rows else pool
+        order = torch.randperm(len(pool), generator=self._generator)[: math.ceil(self.fraction * len(pool))]
+        return pool.cpu()[order].sort().values.to(pool.device)
 
     def end_batch(self) -> None:
         """Forget the batch's tensors and draws; raises InputsDivergedError when shared inputs fell apart."""
@@ -200,9 +206,10 @@ class Recorder:
 
 
 def _row_mask(mask: Tensor | None, like: Tensor, rows: int) -> Tensor | None:
-    """The mask of positions as a mask of rows, where rows are positions or whole sequences; else None."""
+    """The mask of positions as a mask of rows; by whole sequences where rows are not positions; else None."""
     if mask is None:
         return None
     if mask.numel() == rows and (like.shape[:2] == mask.shape or like.dim() <= 2):
         return mask.reshape(-1)
-    return mask.any(dim=1) if mask.shape[0] == rows and like.dim() == 2 else None
+    together = like.shape[0] == len(mask) and rows % len(mask) == 0  # (batch, ...): frames, patches, pooled features
+    return mask.any(dim=1).repeat_interleave(rows // len(mask)) if together else None

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from accelerate.state import AcceleratorState, DistributedType, is_initialized
+from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from holdfast.errors import HoldfastError
@@ -16,14 +17,18 @@ class HoldfastCallback(TrainerCallback):
 
     It acts between clipping and `optimizer.step()`, identically on every rank, so that strength keeps its meaning
     under gradient accumulation, data parallelism, mixed precision and clipping. Evaluation losses are untouched.
+    The logs hold the task's `loss` and, beside it, what each penalty reports (`penalty`, `predicted_forgetting`,
+    `distill_kl`). Trackers named in `report_to` run before a trainer's own callbacks; to show them these figures,
+    use `trainer.callback_handler.callbacks.insert(0, HoldfastCallback(penalty))`.
 
     Args:
-        penalties: one or several.
+        penalties: one or several, built on the model that the trainer trains.
         clip: clip task and penalty gradients together to the trainer's `max_grad_norm` (the task's gradient has been
             clipped alone before).
 
     Raises:
-        HoldfastError: at the start of training under DeepSpeed, which steps inside backward; use `attach` there.
+        HoldfastError: at the start of training, under DeepSpeed, which steps inside backward (use `attach` there),
+            under FSDP, and for a penalty that prices none of the weights that are trained.
     """
 
     def __init__(self, *penalties: Regularizer, clip: bool = False) -> None:
@@ -35,28 +40,23 @@ class HoldfastCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Refuse where gradients added here would be dropped."""
-        if args.deepspeed is not None:
+        """Refuse where gradients added here would be dropped or go nowhere."""
+        if args.deepspeed or _engine() == DistributedType.DEEPSPEED:
             raise HoldfastError(
                 "HoldfastCallback adds gradients before optimizer.step(), and DeepSpeed steps inside backward",
                 remedy="use holdfast.attach(trainer, penalty) instead of the callback",
             )
-        if args.fsdp:
-            raise HoldfastError(
-                "HoldfastCallback reads whole parameters, and FSDP shards them",
-                remedy="train under DDP (torchrun without fsdp)",
-            )
+        _refuse_sharding(args)
+        _require_trained(self.penalties, kwargs["model"])
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Add the gradients."""
-        device = args.device.type
-        dtype = torch.bfloat16 if args.bf16 else torch.float16
+        # No autocast here: the model's own forward carries the trainer's, and weight-space terms stay in full precision.
         for penalty in self.penalties:
             penalty.step = state.global_step
-            with torch.autocast(device, dtype=dtype, enabled=args.bf16 or args.fp16):
-                penalty.add_gradient()
+            penalty.add_gradient()
         if self.clip and args.max_grad_norm:
             trained = [p for p in self.penalties[0].model.parameters() if p.grad is not None]
             torch.nn.utils.clip_grad_norm_(trained, args.max_grad_norm)
@@ -70,23 +70,41 @@ class HoldfastCallback(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         """Log penalty and forecast beside the task loss."""
-        if logs is None or "loss" not in logs:
-            return
-        for penalty in self.penalties:
-            report = penalty.report()
-            logs.update(report)
-            if state.log_history:
-                state.log_history[-1].update(report)
+        _report(self.penalties, state, logs)
+
+
+class _Reporter(TrainerCallback):
+    """What `attach` leaves in the trainer for the logs."""
+
+    def __init__(self, penalties: Sequence[Regularizer]) -> None:
+        self.penalties = penalties
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Log penalty and forecast beside the task loss."""
+        _report(self.penalties, state, logs)
 
 
 def attach(trainer: Any, *penalties: Regularizer) -> None:
-    """Add penalties to the trainer's training loss, for engines that step inside backward (DeepSpeed).
+    """Add penalties to the trainer's training loss, for engines that step inside backward (DeepSpeed, ZeRO 1 and 2).
 
-    The gradient's multiplier is 1, as with the callback, but a penalty is evaluated per micro-batch. Prefer
-    `HoldfastCallback` elsewhere. The evaluation loss is untouched.
+    The gradient's multiplier is 1, as with the callback, but a penalty is evaluated per micro-batch and clipped with
+    the task's gradient. Prefer `HoldfastCallback` elsewhere. The evaluation loss and the logged `loss` stay the
+    task's; penalty and forecast are logged beside it.
+
+    Raises:
+        HoldfastError: no penalty, parameters that are sharded, or a penalty that prices none of the trained weights.
     """
     if not penalties:
         raise HoldfastError("attach was given no penalty", remedy="attach(trainer, penalty)")
+    _refuse_sharding(trainer.args)
+    _require_trained(penalties, trainer.model)
     plain = trainer.compute_loss
 
     def compute_loss(model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
@@ -94,19 +112,65 @@ def attach(trainer: Any, *penalties: Regularizer) -> None:
         if not model.training:
             return returned
         loss, *rest = returned if isinstance(returned, tuple) else (returned,)
-        items = kwargs.get("num_items_in_batch")
-        steps = trainer.current_gradient_accumulation_steps if _is_scaled(trainer, items) else 1
+        steps = trainer.current_gradient_accumulation_steps if _is_scaled(trainer, kwargs) else 1
         for penalty in penalties:
             penalty.step = trainer.state.global_step
-            loss = loss + penalty().to(loss.device) / steps
+            term = penalty().to(loss.device) / steps
+            loss = loss + (term - term.detach())  # the gradient joins, the logged value stays the task's
         return (loss, *rest) if isinstance(returned, tuple) else loss
 
     trainer.compute_loss = compute_loss
+    trainer.callback_handler.callbacks.insert(0, _Reporter(penalties))  # before the trackers, which log what they see
 
 
-def _is_scaled(trainer: Any, items: Tensor | int | None) -> bool:
+def _report(penalties: Sequence[Regularizer], state: TrainerState, logs: dict[str, Any] | None) -> None:
+    """Add the penalties' figures to a training log and to its copy in the history; evaluation logs stay as they are."""
+    if logs is None or "loss" not in logs:
+        return
+    for penalty in penalties:
+        figures = penalty.report()
+        logs.update(figures)
+        state.log_history[-1].update(figures)
+
+
+def _is_scaled(trainer: Any, kwargs: dict[str, Any]) -> bool:
     """Whether the trainer takes the loss as already divided by the accumulation steps (transformers 5.23)."""
     told = getattr(trainer, "loss_is_scaled_for_ga", None)
     if told is not None:
         return told
+    items: Tensor | int | None = kwargs.get("num_items_in_batch")
     return (trainer.model_accepts_loss_kwargs and items is not None) or trainer.compute_loss_func is not None
+
+
+def _engine() -> DistributedType | None:
+    """What accelerate runs on, also when a launcher chose it and the arguments say nothing."""
+    return AcceleratorState().distributed_type if is_initialized() else None
+
+
+def _refuse_sharding(args: TrainingArguments) -> None:
+    if args.fsdp or _engine() == DistributedType.FSDP:
+        raise HoldfastError(
+            "penalties read whole parameters, and FSDP shards them",
+            remedy="train under DDP (torchrun without fsdp)",
+        )
+    plugin = getattr(args, "deepspeed_plugin", None)
+    if plugin is not None and plugin.zero_stage == 3:
+        raise HoldfastError(
+            "penalties read whole parameters, and ZeRO stage 3 shards them", remedy="use ZeRO stage 1 or 2"
+        )
+
+
+def _require_trained(penalties: Sequence[Regularizer], model: nn.Module) -> None:
+    """Refuse a penalty whose gradient reaches nothing that the trainer trains; evaluates each once."""
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+    trained = {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
+    for penalty in penalties:
+        penalty.step = 0  # at which every term has a value
+        with torch.random.fork_rng(devices):  # the run draws as it would without the check
+            reached = penalty.reached()
+        if not trained & {id(parameter) for parameter in reached}:
+            raise HoldfastError(
+                f"the {penalty.name} term prices none of the weights that the trainer trains",
+                causes=["it was built on another copy of the model", "SFTTrainer(peft_config=...) wrapped it since"],
+                remedy="build it on trainer.model, then trainer.add_callback(HoldfastCallback(penalty))",
+            )

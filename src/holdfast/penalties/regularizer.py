@@ -38,19 +38,34 @@ class Regularizer(ABC):
 
         Call it once per optimizer step, after backward and before `optimizer.step()`. The multiplier stays what was
         asked for under gradient accumulation, data parallelism and mixed precision, because it meets none of them.
+        Where ranks draw different data, the mean of their gradients is added on each.
         """
         value = self()
-        if not value.requires_grad:
-            return float(value.detach())
-        parameters = [p for p in self.model.parameters() if p.requires_grad]
-        gradients = torch.autograd.grad(value, parameters, allow_unused=True)
-        for parameter, gradient in zip(parameters, gradients, strict=True):
-            if gradient is None:
-                continue
-            if not self.shared and dist.is_available() and dist.is_initialized():
-                dist.all_reduce(gradient)
-                gradient = gradient / dist.get_world_size()
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-            parameter.grad.add_(gradient.to(parameter.grad.dtype), alpha=multiplier)
+        if value.requires_grad:
+            for parameter, gradient in self._gradients(value):
+                if not self.shared:
+                    gradient = _mean_over_ranks(gradient, parameter)
+                if gradient is None:
+                    continue
+                if parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
+                parameter.grad.add_(gradient.to(parameter.grad.dtype), alpha=multiplier)
         return float(value.detach())
+
+    def reached(self) -> list[nn.Parameter]:
+        """The trainable parameters that the term's gradient reaches, from one evaluation."""
+        value = self()
+        return [p for p, gradient in self._gradients(value) if gradient is not None] if value.requires_grad else []
+
+    def _gradients(self, value: Tensor) -> list[tuple[nn.Parameter, Tensor | None]]:
+        parameters = [p for p in self.model.parameters() if p.requires_grad]
+        return list(zip(parameters, torch.autograd.grad(value, parameters, allow_unused=True), strict=True))
+
+
+def _mean_over_ranks(gradient: Tensor | None, parameter: nn.Parameter) -> Tensor | None:
+    """The mean gradient over all ranks, as DDP's; a rank that did not reach the parameter takes part with zero."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return gradient
+    gradient = torch.zeros_like(parameter) if gradient is None else gradient.contiguous()
+    dist.all_reduce(gradient)
+    return gradient / dist.get_world_size()

@@ -20,11 +20,11 @@ _WORD = re.compile(r"[A-Za-z]{2,}")
 
 
 def documents(split: Split) -> list[str]:
-    """The cleaned documents of one split; a module's docstrings stay on one side."""
-    topics = (text for name, text in _topics() if split_of(name) == split)
-    docstrings = (text for name, source in modules() if split_of(name) == split for text in _docstrings(source))
-    cleaned = (clean(text) for text in (*topics, *docstrings))
-    return list(dict.fromkeys(text for text in cleaned if len(text) >= SHORTEST))
+    """The cleaned documents of one split; a document's own text decides its side."""
+    topics = (text for _, text in _topics())
+    docstrings = (text for _, source in modules() for text in _docstrings(source))
+    cleaned = dict.fromkeys(clean(text) for text in (*topics, *docstrings))
+    return [text for text in cleaned if len(text) >= SHORTEST and split_of(text) == split]
 
 
 def clean(text: str) -> str:

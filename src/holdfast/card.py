@@ -1,0 +1,76 @@
+"""The model card of an adapter: what was learned and what was kept."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+
+def write_card(path: Path, results: dict[str, Any]) -> None:
+    """Write the card of the run's last row; metadata as the hub reads it."""
+    settings, row = results["settings"], results["rows"][-1]
+    metadata = {
+        "base_model": settings["model"],
+        "library_name": "peft",
+        "tags": ["holdfast", settings["method"], *([] if row["penalty"] == "none" else [row["penalty"]])],
+    }
+    lines = [
+        "---",
+        yaml.safe_dump(metadata, sort_keys=False).strip(),
+        "---",
+        "",
+        f"# {results['title']}",
+        "",
+        f"A `{settings['method']}` adapter of `{settings['model']}`, trained with Holdfast.",
+        "",
+        "## Learned and kept",
+        "",
+        "| | before | after | change | perplexity before | after |",
+        "|---|---|---|---|---|---|",
+        _side("new data (target)", row, "target"),
+        _side("old data (source)", row, "source"),
+        "",
+        f"Losses are mean nats per token on held-out text. New data: {_about(results['target'])}. "
+        f"Old data: {_about(results['source'])}.",
+        "",
+        "## How it held on",
+        "",
+        _held(settings, row),
+        *(f"\n> {warning}" for warning in results["warnings"]),
+        "",
+        "## Training",
+        "",
+        "```yaml",
+        yaml.safe_dump(settings, sort_keys=False).strip(),
+        "```",
+        "",
+        "Versions: " + ", ".join(f"{name} {version}" for name, version in results["versions"].items()) + ".",
+        "",
+    ]
+    path.write_text("\n".join(lines), encoding="utf-8")
+
+
+def _side(name: str, row: dict[str, Any], side: str) -> str:
+    before, after = row[f"{side}_before"], row[f"{side}_after"]
+    if before is None or after is None:
+        return f"| {name} | not measured | | | | |"
+    change, old, new = after - before, math.exp(before), math.exp(after)
+    return f"| {name} | {before:.4f} | {after:.4f} | {change:+.4f} | {old:.2f} | {new:.2f} |"
+
+
+def _about(side: dict[str, Any] | None) -> str:
+    return "none named" if side is None else side["description"]
+
+
+def _held(settings: dict[str, Any], row: dict[str, Any]) -> str:
+    if row["penalty"] == "none":
+        return "It did not: plain fine-tuning."
+    parts = []
+    if settings["anchor"] is not None:
+        parts.append(f"an anchor ({settings['anchor']}) at strength {settings['strength']}")
+    if settings["distill"] > 0:
+        parts.append(f"distillation from the pre-trained model at weight {settings['distill']}")
+    forecast = row["predicted_forgetting"]
+    said = "" if forecast is None else f" Predicted forgetting at the end: {forecast:.4f} nats per token."
+    return f"By {' and '.join(parts)}.{said}"

@@ -1,0 +1,34 @@
+"""The commands, gathered."""
+
+import typer
+
+from holdfast.cli import anchor, demo, evaluate, methods, tune
+
+app = typer.Typer(
+    name="holdfast",
+    help="Fine-tune any pre-trained model with few parameters, and keep what it already knew.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_show_locals=False,
+    rich_markup_mode="rich",
+)
+app.command()(demo.demo)
+app.command()(anchor.anchor)
+app.command()(tune.tune)
+app.command()(evaluate.evaluate)
+app.command()(methods.methods)
+
+
+def _version(shown: bool) -> None:
+    if shown:
+        from holdfast import __version__
+
+        print(f"holdfast {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version."),
+) -> None:
+    return

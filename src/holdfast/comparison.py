@@ -1,0 +1,83 @@
+"""Several ways of holding on, side by side: what they are and what they have in common."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import nn
+
+from holdfast.batches import Row
+from holdfast.evaluation import mean_loss
+from holdfast.recipe import Settings, TrainingSettings
+
+
+class Hold(Settings):
+    """One way of holding on: a weight-space part, a function-space part, rehearsal, or nothing."""
+
+    curvature: str | None = None
+    strength: float = Field(0.0, ge=0)
+    damping: float = Field(0.0, ge=0)
+    distill: float = Field(0.0, ge=0)
+    distill_source: Literal["self", "source"] = "self"
+    distill_sequences: int = 4
+    distill_every: int = 1
+    distill_top_k: int | None = None
+    replay: float = Field(0.0, ge=0)
+
+    @property
+    def label(self) -> str:
+        """What the result rows call it."""
+        parts = [self.curvature or "", f"distill-{self.distill_source}" if self.distill else ""]
+        parts += ["replay" if self.replay else ""]
+        return "+".join(part for part in parts if part) or "none"
+
+
+class ComparisonSettings(Settings):
+    """What all rows of a comparison have in common."""
+
+    model: str
+    method: str = "lora"
+    rank: int = 8
+    targets: str | list[str] = "all-linear"
+    length: int = 128
+    source_sequences: int = 256
+    training: TrainingSettings
+
+
+@dataclass
+class Workload:
+    """Tokenised rows: to train on, to anchor on, and to measure on."""
+
+    target_train: list[Row]
+    source_train: list[Row]
+    measured: dict[str, list[Row]]  # "source_test", "target_test", and the same of validation
+    prompts: dict[str, str] = field(default_factory=dict)  # side -> a prompt to continue before and after
+
+
+def measure(model: nn.Module, work: Workload) -> dict[str, float]:
+    """The mean loss on every measured set, nats per item."""
+    return {name: mean_loss(model, rows, name=name).nats for name, rows in work.measured.items()}
+
+
+def sides(before: dict[str, float], after: dict[str, float], split: str) -> dict[str, float]:
+    """source_before, source_after, target_before, target_after of one split."""
+    return {
+        f"{side}_{when}": losses[f"{side}_{split}"]
+        for side in ("source", "target")
+        for when, losses in (("before", before), ("after", after))
+        if f"{side}_{split}" in losses
+    }
+
+
+def blocks(tokenizer: Any, documents: Sequence[str], length: int, limit: int | None = None) -> list[Row]:
+    """Documents packed into rows of `length` tokens."""
+    stream: list[int] = []
+    for ids in tokenizer(list(documents))["input_ids"]:
+        stream.extend(ids)
+        stream.append(tokenizer.eos_token_id)
+        if limit is not None and len(stream) >= limit * length:
+            break
+    count = len(stream) // length if limit is None else min(limit, len(stream) // length)
+    return [{"input_ids": torch.tensor(stream[i * length : (i + 1) * length])} for i in range(count)]

@@ -1,0 +1,173 @@
+"""One seed of a comparison: what its rows share, and a row for each way of holding on."""
+
+import time
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from holdfast import catalogue
+from holdfast.anchor import Anchor
+from holdfast.batches import collate
+from holdfast.comparison import ComparisonSettings, Hold, Workload, measure, sides
+from holdfast.language_model import load_model, load_tokenizer
+from holdfast.penalties.distill import Distill
+from holdfast.penalties.quadratic import Penalty
+from holdfast.penalties.regularizer import Regularizer
+from holdfast.penalties.replay import Replay
+from holdfast.sampling import sample_from
+from holdfast.training import train
+
+
+class Contender:
+    """One seed's preparations, shared by its rows: anchors, sampled text, losses before."""
+
+    def __init__(self, settings: ComparisonSettings, work: Workload, seed: int) -> None:
+        torch.manual_seed(seed)
+        self.settings, self.work, self.seed = settings, work, seed
+        self.tokenizer = load_tokenizer(settings.model)
+        self.anchor_seconds: dict[str, float] = {}
+        self._anchors: dict[str, Anchor] = {}
+
+    def model(self) -> nn.Module:
+        """A fresh copy of the pre-trained model."""
+        return load_model(self.settings.model, "float32")
+
+    @cached_property
+    def before(self) -> dict[str, float]:
+        """Losses of the pre-trained model, nats per item."""
+        return measure(self.model(), self.work)
+
+    @cached_property
+    def source(self) -> list[dict[str, Tensor]]:
+        """Source rows of this seed as one batch: for anchors, distillation on real text, and replay."""
+        generator = torch.Generator().manual_seed(self.seed)
+        order = torch.randperm(len(self.work.source_train), generator=generator)[: self.settings.source_sequences]
+        return [collate([self.work.source_train[i] for i in order.tolist()])]
+
+    @cached_property
+    def sampled(self) -> list[dict[str, Tensor]]:
+        """Text the model says of itself, as one batch."""
+        started = time.perf_counter()
+        count, length = self.settings.source_sequences, self.settings.length
+        rows = sample_from(self.model(), count, length, seed=self.seed, progress=False)
+        self.sampling_seconds = time.perf_counter() - started
+        return [collate(rows)]
+
+    def anchor(self, kind: str) -> Anchor:
+        """The anchor of one curvature, measured once."""
+        if kind not in self._anchors:
+            started = time.perf_counter()
+            needs_data = bool(catalogue.curvature(kind).statistics())
+            batch = self.source[0]
+            pieces = [{n: t[i : i + 8] for n, t in batch.items()} for i in range(0, len(batch["input_ids"]), 8)]
+            self._anchors[kind] = Anchor.estimate(
+                self.model(),
+                pieces if needs_data else None,
+                curvature=kind,
+                targets=self.settings.targets,
+                seed=self.seed,
+                progress=False,
+            )
+            self.anchor_seconds[kind] = time.perf_counter() - started
+        return self._anchors[kind]
+
+    def penalties(self, model: nn.Module, hold: Hold) -> tuple[list[Regularizer], float]:
+        """The regularizers of one way of holding on, and the seconds spent before training."""
+        found: list[Regularizer] = []
+        seconds = 0.0
+        if hold.curvature is not None:
+            found.append(Penalty(model, self.anchor(hold.curvature), hold.strength, hold.damping))
+            seconds += self.anchor_seconds[hold.curvature]
+        if hold.distill:
+            sampled = hold.distill_source == "self"
+            text = self.sampled if sampled else self.source
+            seconds += self.sampling_seconds if sampled else 0.0
+            started = time.perf_counter()
+            found.append(
+                Distill(
+                    model,
+                    text,
+                    hold.distill,
+                    sequences=hold.distill_sequences,
+                    every=hold.distill_every,
+                    top_k=hold.distill_top_k,
+                    seed=self.seed,
+                    progress=False,
+                )
+            )
+            seconds += time.perf_counter() - started
+        if hold.replay:
+            found.append(Replay(model, self.source, hold.replay, sequences=hold.distill_sequences, seed=self.seed))
+        return found, seconds
+
+    def row(self, hold: Hold, on_step: Any = None) -> dict[str, Any]:
+        """Train one way of holding on and measure it: a row of `results.json`."""
+        torch.manual_seed(self.seed)
+        model = catalogue.tuner(self.settings.method)().prepare(
+            self.model(), self.settings.targets, self.settings.rank, None
+        )
+        penalties, preparation = self.penalties(model, hold)
+        trained = train(
+            model,
+            self.work.target_train,
+            self.settings.training,
+            penalties=penalties,
+            seed=self.seed,
+            on_step=on_step,
+            quiet=True,
+        )
+        after = measure(model, self.work)
+        quadratic = next((p for p in penalties if isinstance(p, Penalty)), None)
+        forecasts = [p.predicted_forgetting for p in penalties]
+        return {
+            "method": self.settings.method,
+            "penalty": hold.label,
+            "strength": hold.strength or hold.distill or hold.replay or None,
+            "hold": hold.model_dump(exclude_defaults=True),
+            "seed": self.seed,
+            **sides(self.before, after, "test"),
+            "validation": sides(self.before, after, "validation"),
+            "predicted_forgetting": forecasts[0] if forecasts else self._forecast(model),
+            "anchor_seconds": preparation,
+            "seconds": trained.seconds,
+            "seconds_per_step": trained.seconds_per_step,
+            "peak_memory_mb": trained.peak_memory_mb,
+            "trainable_parameters": trained.trainable_parameters,
+            "history": trained.history,
+            "per_layer": quadratic.per_layer() if quadratic is not None else {},
+            "samples": self.samples(model),
+        }
+
+    def _forecast(self, model: nn.Module) -> float | None:
+        """What the Kronecker anchor says of a run that held on to nothing, where one was measured anyway."""
+        known = next((a for a in self._anchors.values() if catalogue.curvature(a.kind).forecasts), None)
+        return None if known is None else Penalty(model, known).predicted_forgetting
+
+    @cached_property
+    def _samples_before(self) -> dict[str, str]:
+        model = self.model()
+        return {side: self._continue(model, prompt) for side, prompt in self.work.prompts.items()}
+
+    def samples(self, model: nn.Module) -> list[dict[str, str]]:
+        """The same prompts continued before and after."""
+        before = self._samples_before
+        return [
+            {"side": side, "prompt": prompt, "before": before[side], "after": self._continue(model, prompt)}
+            for side, prompt in self.work.prompts.items()
+        ]
+
+    def _continue(self, model: Any, prompt: str) -> str:
+        encoded = self.tokenizer(prompt, return_tensors="pt").to(next(model.parameters()).device)
+        torch.manual_seed(0)
+        model.eval()
+        with torch.no_grad():
+            ids = model.generate(
+                input_ids=encoded["input_ids"],
+                attention_mask=encoded["attention_mask"],
+                do_sample=True,
+                temperature=0.7,
+                max_new_tokens=60,
+            )
+        return self.tokenizer.decode(ids[0, encoded["input_ids"].shape[1] :], skip_special_tokens=True)

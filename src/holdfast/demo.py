@@ -1,0 +1,139 @@
+"""The embedded main job: a small pre-trained model learns Python code and keeps its English prose."""
+
+import random
+from pathlib import Path
+from typing import Any, Protocol
+
+from holdfast import workers
+from holdfast.comparison import ComparisonSettings, Hold, Workload, blocks
+from holdfast.files import require_writable, write_json, write_text
+from holdfast.language_model import load_tokenizer
+from holdfast.machine import machine, versions
+from holdfast.models import shipped
+from holdfast.recipe import TrainingSettings, dump
+from holdfast.report import page
+from holdfast.tasks import code, prose
+
+PROMPTS = {
+    "source": "Return a list of the names of all",
+    "target": "def read(self, size=-1):\n    ",
+}
+MEASURED = 192  # blocks per side and split
+STEPS = 250
+
+# Strengths chosen on the validation part by `holdfast demo --sweep --seeds 3`; results in benchmarks/results/demo.json.
+USUAL = [
+    Hold(),
+    Hold(curvature="identity", strength=0.1),
+    Hold(curvature="kronecker", strength=2.0),
+    Hold(distill=0.4),
+    Hold(curvature="kronecker", strength=0.3, distill=0.4),
+]
+FURTHER = [
+    Hold(curvature="diagonal", strength=10.0),
+    Hold(curvature="kronecker", strength=1.0, damping=0.1),
+    Hold(distill=0.4, distill_source="source"),
+    Hold(curvature="kronecker", strength=0.3, distill=0.4, distill_source="source"),
+    Hold(replay=0.3),
+]
+
+
+class Watch(Protocol):
+    """Who is told how far the runs have come."""
+
+    def begin(self, names: list[str]) -> None:
+        """The runs that will come."""
+
+    def say(self, message: str) -> None:
+        """A preparation has begun or ended."""
+
+    def step(self, job: int, step: int, steps: int) -> None:
+        """A run has come to a step."""
+
+    def row(self, job: int, row: dict[str, Any]) -> None:
+        """A run has finished."""
+
+
+def settings(steps: int = STEPS) -> ComparisonSettings:
+    """What every row of the demo has in common."""
+    training = TrainingSettings(steps=steps, batch_size=16, learning_rate=3e-3, warmup=0.05, log_steps=10)
+    return ComparisonSettings(model=str(shipped()), training=training)
+
+
+def workload(common: ComparisonSettings) -> Workload:
+    """Prose and code from the standard library, in blocks."""
+    tokenizer = load_tokenizer(common.model)
+    rows = {}
+    for task, side in ((prose, "source"), (code, "target")):
+        for split in ("train", "validation", "test"):
+            documents = task.documents(split)
+            random.Random(0).shuffle(documents)
+            limit = None if split == "train" else MEASURED
+            rows[f"{side}_{split}"] = blocks(tokenizer, documents, common.length, limit)
+    measured = {name: part for name, part in rows.items() if not name.endswith("train")}
+    return Workload(rows["target_train"], rows["source_train"], measured, PROMPTS)
+
+
+def grid() -> list[Hold]:
+    """Every way of holding on at several strengths."""
+    holds = [Hold()]
+    holds += [Hold(curvature="identity", strength=s) for s in (0.01, 0.03, 0.1, 0.3, 1.0)]
+    holds += [Hold(curvature="diagonal", strength=s) for s in (1.0, 3.0, 10.0, 30.0)]
+    holds += [Hold(curvature="kronecker", strength=s) for s in (0.5, 1.0, 2.0, 4.0, 8.0)]
+    holds += [Hold(curvature="kronecker", strength=s, damping=0.1) for s in (0.5, 1.0, 2.0, 4.0)]
+    for where in ("self", "source"):
+        holds += [Hold(distill=w, distill_source=where) for w in (0.2, 0.4, 0.7, 1.0)]
+        holds += [Hold(curvature="kronecker", strength=0.3, distill=w, distill_source=where) for w in (0.2, 0.4)]
+    holds += [Hold(replay=w) for w in (0.1, 0.3, 1.0)]
+    return holds
+
+
+def run(
+    out: Path,
+    *,
+    every: bool = False,
+    seeds: int = 1,
+    sweep: bool = False,
+    steps: int | None = None,
+    processes: int | None = None,
+    watch: Watch,
+) -> dict[str, Any]:
+    """Run the comparison and write results.json, report.html and the resolved settings into `out`."""
+    require_writable(out)
+    common = settings(steps or STEPS)
+    watch.say("Reading the standard library's prose and code ...")
+    work = workload(common)
+    holds = grid() if sweep else USUAL + (FURTHER if every else [])
+    jobs = [(hold, seed) for seed in range(seeds) for hold in holds]
+    watch.begin([f"{hold.label} {hold.strength or hold.distill or hold.replay or ''} seed {s}" for hold, s in jobs])
+    rows: dict[int, dict[str, Any]] = {}
+
+    def on_row(job: int, row: dict[str, Any]) -> None:
+        rows[job] = row
+        write_json(out / "rows.partial.json", [rows[i] for i in sorted(rows)])  # a killed sweep keeps what it has
+        watch.row(job, row)
+
+    done = workers.run(common, work, jobs, on_step=watch.step, on_row=on_row, processes=processes)
+    results = _results(common, work, done)
+    write_text(out / "recipe.resolved.yaml", dump(common))
+    write_json(out / "results.json", results)
+    page.write(results, out / "report.html")
+    (out / "rows.partial.json").unlink(missing_ok=True)
+    return results
+
+
+def _results(common: ComparisonSettings, work: Workload, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    sizes = {name: len(part) * common.length for name, part in work.measured.items()}
+    return {
+        "schema": 1,
+        "title": "A model that knows English prose learns Python code",
+        "question": "How much English does a small language model forget while it learns Python code with LoRA, "
+        "and what does each way of holding on keep?",
+        "settings": {**common.model_dump(mode="json"), "model": shipped().name, "measured_tokens": sizes},
+        "machine": machine(),
+        "versions": versions(),
+        "source": {"name": "documentation prose", "item": prose.ITEM},
+        "target": {"name": "Python code", "item": code.ITEM},
+        "rows": rows,
+        "warnings": [],
+    }

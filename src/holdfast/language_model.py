@@ -1,0 +1,94 @@
+"""Loading a causal language model and its tokenizer from a folder or the hub."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from holdfast.errors import HoldfastError
+
+
+def load_model(name: str, dtype: str = "auto") -> Any:
+    """The model in eval mode, on the accelerator when there is one.
+
+    Args:
+        name: a folder, or a hub id.
+        dtype: "auto" keeps the checkpoint's.
+
+    Raises:
+        HoldfastError: no such folder or id, a folder without a model, or an unreadable one.
+    """
+    from transformers import AutoModelForCausalLM
+
+    _check_place(name)
+    wanted: Any = dtype if dtype == "auto" else getattr(torch, dtype)
+    try:
+        model: Any = AutoModelForCausalLM.from_pretrained(name, dtype=wanted)
+    except Exception as error:  # transformers, hub, safetensors and torch each raise their own
+        raise _not_loaded("model", name, error) from error
+    if torch.cuda.is_available():
+        model = model.to("cuda")
+    return model.eval()
+
+
+def load_tokenizer(name: str) -> Any:
+    """The model's tokenizer.
+
+    Raises:
+        HoldfastError: as for `load_model`.
+    """
+    from transformers import AutoTokenizer
+
+    _check_place(name)
+    try:
+        return AutoTokenizer.from_pretrained(name)
+    except Exception as error:  # as above
+        raise _not_loaded("tokenizer", name, error) from error
+
+
+def load_adapter(model: Any, folder: str) -> Any:
+    """The model with a saved PEFT adapter.
+
+    Raises:
+        HoldfastError: no adapter there, or one of another base model.
+    """
+    from peft import PeftModel
+
+    if not (Path(folder) / "adapter_config.json").is_file():
+        raise HoldfastError(
+            f"{folder} is not a PEFT adapter: adapter_config.json is missing",
+            remedy="name the folder that `holdfast tune` wrote: OUT/adapter",
+        )
+    try:
+        return PeftModel.from_pretrained(model, folder).eval()
+    except Exception as error:  # shapes that differ raise RuntimeError, unknown types KeyError or ValueError
+        raise HoldfastError(
+            f"the adapter in {folder} does not fit the model: {_first_line(error)}",
+            causes=["it was trained on another base model", "the folder is incomplete"],
+        ) from error
+
+
+def _check_place(name: str) -> None:
+    path = Path(name)
+    if path.is_dir() and not (path / "config.json").is_file():
+        inside = ", ".join(sorted(p.name for p in path.iterdir())[:8]) or "nothing"
+        raise HoldfastError(
+            f"{name} is a folder without a model: config.json is missing",
+            wanted="a folder with config.json, model.safetensors and the tokenizer's files",
+            causes=[f"it holds {inside}"],
+        )
+    if not path.exists() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
+        raise HoldfastError(f"there is no folder {name}", remedy="name a model folder or a hub id (organisation/name)")
+
+
+def _not_loaded(what: str, name: str, error: Exception) -> HoldfastError:
+    return HoldfastError(
+        f"the {what} {name!r} could not be loaded: {_first_line(error)}",
+        wanted="a folder written by save_pretrained, or the id of a causal language model on the hub",
+        causes=["the name is misspelt", "the hub can't be reached or wants a login", "the checkpoint is incomplete"],
+        remedy="check the name; without a network, name a local folder",
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)

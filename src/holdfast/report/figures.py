@@ -1,0 +1,140 @@
+"""The plots, as plotly figures without a colour scheme: the page's script gives them the reader's."""
+
+import html
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+from holdfast.report.canvas import FAINT, Styles, canvas, dash_of, marker, series_key, several_methods
+from holdfast.report.comparison import Row, Setting, Span, by_series, forgetting, gain, number
+from holdfast.report.finding import KEEP
+from holdfast.report.palette import Style
+from holdfast.report.words import decimals, memory, percent, seconds, setting_name
+
+[tuple[str, str], Style]
+
+
+def frontier(settings: Sequence[Setting], styles: Styles, item: str) -> Any:
+    """Learning (x) against forgetting (y): runs as faint points, medians joined along the strengths."""
+    figure = canvas(
+        f"target gain, nats per {html.escape(item)}  (right: learned more)",
+        "forgetting, nats  (down: kept more)",
+        480,
+    )
+    for members in by_series(settings):
+        style = styles[members[0].series]
+        known = [s for s in members if s.gain and s.forgetting]
+        if any(s.gain.count > 1 for s in known if s.gain):
+            _runs(figure, known, style, several_methods(settings))
+        _medians(figure, known, style, settings)
+    for setting in settings:
+        if setting.is_plain and setting.gain and setting.gain.median > 0:
+            figure.add_vline(x=KEEP * setting.gain.median, line={"color": FAINT, "width": 1, "dash": "dot"})
+            figure.add_annotation(
+                x=KEEP * setting.gain.median,
+                y=1,
+                yref="paper",
+                text=f"{percent(KEEP)} of plain gain ",
+                showarrow=False,
+                xanchor="right",
+                yanchor="top",
+                font={"size": 11},
+                opacity=0.75,
+            )
+    figure.update_yaxes(rangemode="tozero")
+    return figure
+
+
+def _runs(figure: Any, settings: Sequence[Setting], style: Style, many: bool) -> None:
+    rows = [(s, row) for s in settings for row in s.rows if gain(row) is not None and forgetting(row) is not None]
+    figure.add_scatter(
+        x=[gain(row) for _, row in rows],
+        y=[forgetting(row) for _, row in rows],
+        mode="markers",
+        marker=marker(style, 6, 0.4),
+        text=[_hover(s, [row], many) for s, row in rows],
+        hovertemplate="%{text}<extra></extra>",
+        meta=series_key(settings[0]),
+    )
+
+
+def _medians(figure: Any, known: Sequence[Setting], style: Style, settings: Sequence[Setting]) -> None:
+    if not known:
+        return
+    figure.add_scatter(
+        x=[s.gain.median for s in known if s.gain],
+        y=[s.forgetting.median for s in known if s.forgetting],
+        mode="lines+markers",
+        line={"color": style.color, "width": 1.8, "dash": dash_of(known[0], settings)},
+        marker=marker(style, 11),
+        error_x=_whiskers([s.gain for s in known if s.gain], style),
+        error_y=_whiskers([s.forgetting for s in known if s.forgetting], style),
+        text=[_hover(s, s.rows, several_methods(settings)) for s in known],
+        hovertemplate="%{text}<extra></extra>",
+        meta=series_key(known[0]),
+    )
+
+
+def _whiskers(spans: Sequence[Span], style: Style) -> dict[str, Any]:
+    return {
+        "array": [s.high - s.median for s in spans],
+        "arrayminus": [s.median - s.low for s in spans],
+        "color": style.color,
+        "thickness": 1,
+        "width": 3,
+        "visible": any(s.count > 1 for s in spans),
+    }
+
+
+def _hover(setting: Setting, rows: Sequence[Row], many: bool) -> str:
+    """Settings and figures of one run, or of the median of several."""
+
+    def mid(key: str) -> float | None:
+        values = [v for row in rows if (v := number(row, key)) is not None]
+        return statistics.median(values) if values else None
+
+    which = f"seed {rows[0].get('seed', '–')}" if len(rows) == 1 else f"median of {len(rows)} seeds"
+    lines = [
+        f"<b>{html.escape(setting_name(setting, alone=not many))}</b>, {html.escape(which)}",
+        f"target {decimals(mid('target_before'))} → {decimals(mid('target_after'))}",
+        f"source {decimals(mid('source_before'))} → {decimals(mid('source_after'))}",
+    ]
+    if setting.kept and setting.share:
+        lines.append(f"gain kept {percent(setting.kept.median)}, forgetting {percent(setting.share.median)} of plain")
+    if mid("predicted_forgetting") is not None:
+        lines.append(f"forecast {decimals(mid('predicted_forgetting'))}")
+    cost = [text for text in (seconds(mid("seconds")), memory(mid("peak_memory_mb"))) if text != "–"]
+    return "<br>".join([*lines, ", ".join(cost)] if cost else lines)
+
+
+def forecast(settings: Sequence[Setting], styles: Styles, item: str) -> Any | None:
+    """Predicted (y) against real forgetting (x), every run a point; None where no run has both."""
+    points = [
+        (s, row, real, predicted)
+        for s in settings
+        for row in s.rows
+        if (real := forgetting(row)) is not None and (predicted := number(row, "predicted_forgetting")) is not None
+    ]
+    if len(points) < 2:
+        return None
+    figure = canvas(f"real forgetting, nats per {html.escape(item)}", "forecast, nats", 420)
+    values = [value for _, _, *pair in points for value in pair]
+    if min(values) > 0 and max(values) > 20 * min(values):
+        figure.update_xaxes(type="log", dtick="D1", tickformat="~g")
+        figure.update_yaxes(type="log", dtick="D1", tickformat="~g")
+    ends = [min(values), max(values)]
+    figure.add_scatter(
+        x=ends, y=ends, mode="lines", line={"color": FAINT, "width": 1, "dash": "dot"}, hoverinfo="skip"
+    )
+    for members in by_series(settings):
+        own = [point for point in points if point[0].series == members[0].series]
+        figure.add_scatter(
+            x=[real for _, _, real, _ in own],
+            y=[predicted for *_, predicted in own],
+            mode="markers",
+            marker=marker(styles[members[0].series], 9, 0.85),
+            text=[_hover(s, [row], several_methods(settings)) for s, row, _, _ in own],
+            hovertemplate="%{text}<extra></extra>",
+            meta=series_key(members[0]),
+        )
+    return figure

@@ -1,0 +1,132 @@
+"""Names, numbers and the finding, as a reader meets them."""
+
+import math
+
+from holdfast.report.comparison import PLAIN, Setting, Span
+
+MISSING = "–"
+_METHODS = {"lora": "LoRA", "rslora": "rsLoRA", "dora": "DoRA", "full": "full fine-tuning", "": "fine-tuning"}
+_PENALTIES = {
+    PLAIN: "No penalty",
+    "identity": "L2 to the start",
+    "diagonal": "Diagonal",
+    "kronecker": "Kronecker",
+    "distill": "Distillation",
+    "distill-self": "Distillation, own text",
+    "distill-source": "Distillation, source text",
+    "replay": "Replay",
+}
+_MEANINGS = {
+    PLAIN: "fine-tuned with nothing to hold it",
+    "identity": "every weight is pulled back to its start alike",
+    "diagonal": "each weight is pulled back by what its move alone costs the source loss",
+    "kronecker": "weights are pulled back by what their joint move costs the source loss",
+    "distill": "the model keeps its own earlier answers on source text",
+    "distill-self": "the model keeps its own earlier answers on text it sampled itself: no old data",
+    "distill-source": "the model keeps its own earlier answers on real source text",
+    "replay": "source text is trained on beside the target: the baseline that needs all old data",
+}
+# Old data that a penalty needs: before training, and in every step.
+_OLD_DATA = {"diagonal": "once, for the anchor", "kronecker": "once, for the anchor"} | dict.fromkeys(
+    ("distill", "distill-source", "replay"), "in every step"
+)
+
+
+def method_name(method: str) -> str:
+    """`lora` -> LoRA."""
+    return _METHODS.get(method, method)
+
+
+def penalty_name(penalty: str) -> str:
+    """`kronecker+distill-self` -> Kronecker + distillation, own text."""
+    first, *others = (_PENALTIES.get(part, part) for part in penalty.split("+"))
+    return " + ".join([first, *(other[:1].lower() + other[1:] for other in others)])
+
+
+def meaning(penalty: str) -> str:
+    """One line on what a penalty does; empty for one that the page does not know."""
+    return "; ".join(_MEANINGS[part] for part in penalty.split("+") if part in _MEANINGS)
+
+
+def old_data(penalty: str) -> str:
+    """When old data is needed."""
+    needs = {_OLD_DATA.get(part, "none") for part in penalty.split("+")}
+    return next((need for need in ("in every step", "once, for the anchor") if need in needs), "none")
+
+
+def strength_text(setting: Setting) -> str:
+    """`3`, or `1, distill 0.3` where a setting has more than a strength."""
+    parts = [f"{value:g}" if key == "strength" else f"{key} {value:g}" for key, value in setting.strengths]
+    return ", ".join(parts) or MISSING
+
+
+def setting_name(setting: Setting, *, alone: bool = True) -> str:
+    """`Kronecker, strength 3`; with the method in front where it does not stand alone on the page."""
+    parts = [penalty_name(setting.penalty), *(f"{key} {value:g}" for key, value in setting.strengths)]
+    return ", ".join(parts) if alone else f"{method_name(setting.method)}: {', '.join(parts)}"
+
+
+def decimals(value: float | None, places: int = 3) -> str:
+    """A number with a true minus sign; a rounded zero has none."""
+    if value is None:
+        return MISSING
+    text = f"{value:.{places}f}"
+    return text.removeprefix("-") if float(text) == 0 else text.replace("-", "−")
+
+
+def percent(fraction: float | None) -> str:
+    """`93 %`; one decimal below 10 %."""
+    if fraction is None:
+        return MISSING
+    return f"{decimals(100 * fraction, 1 if 0 < abs(fraction) < 0.0995 else 0)}\u00a0%"
+
+
+def count_of(number: int, thing: str) -> str:
+    """`1 seed`, `3 seeds`."""
+    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
+
+
+def seconds(value: float | None) -> str:
+    """A duration with its unit."""
+    if value is None:
+        return MISSING
+    if value >= 600:
+        return f"{value / 60:.0f}\u00a0min"
+    return (
+        f"{value * 1000:.0f}\u00a0ms"
+        if value < 1
+        else f"{value:.0f}\u00a0s"
+        if value >= 100
+        else f"{value:.1f}\u00a0s"
+    )
+
+
+def memory(megabytes: float | None) -> str:
+    """Memory with its unit."""
+    if megabytes is None:
+        return MISSING
+    return f"{megabytes / 1024:.1f}\u00a0GB" if megabytes >= 10_000 else f"{megabytes:,.0f}\u00a0MB"
+
+
+def middle(found: Span | None) -> float | None:
+    """The median, if there is one."""
+    return found.median if found else None
+
+
+def spread(found: Span | None) -> str:
+    """`19 % to 23 % over 3 seeds`; empty for one seed."""
+    if found is None or found.count < 2:
+        return ""
+    return f"{percent(found.low)} to {percent(found.high)} over {count_of(found.count, 'seed')}"
+
+
+def perplexity(nats: float | None) -> str:
+    """exp of a loss in nats per token."""
+    if nats is None or nats > 20:
+        return MISSING
+    return decimals(math.exp(nats), 1 if nats < math.log(1000) else 0)
+
+
+def whole(value: float | None) -> str:
+    """A count with separated thousands."""
+    return MISSING if value is None else f"{value:,.0f}"
