@@ -62,7 +62,7 @@ class TuneRecipe(Settings):
     targets: str | list[str] = "all-linear"
     length: int = Field(128, ge=2, description="tokens per sequence")
     held_out: float = Field(0.05, gt=0, lt=1, description="share of each data set kept for measuring")
-    training: TrainingSettings = TrainingSettings()  # type: ignore[call-arg]
+    training: TrainingSettings = TrainingSettings()
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     seed: int = 0
 

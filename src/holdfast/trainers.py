@@ -53,7 +53,7 @@ class HoldfastCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Add the gradients."""
-        # No autocast here: the model's own forward carries the trainer's, and weight-space terms stay in full precision.
+        # No autocast here: the model's own forward carries it already, and weight-space terms keep full precision.
         for penalty in self.penalties:
             penalty.step = state.global_step
             penalty.add_gradient()
@@ -124,7 +124,7 @@ def attach(trainer: Any, *penalties: Regularizer) -> None:
 
 
 def _report(penalties: Sequence[Regularizer], state: TrainerState, logs: dict[str, Any] | None) -> None:
-    """Add the penalties' figures to a training log and to its copy in the history; evaluation logs stay as they are."""
+    """Add the penalties' figures to a training log and to its copy in the history; evaluation logs get none."""
     if logs is None or "loss" not in logs:
         return
     for penalty in penalties:

@@ -2,7 +2,11 @@
 
 import typer
 
-from holdfast.cli import anchor, demo, evaluate, methods, tune
+from holdfast.cli.anchor import anchor
+from holdfast.cli.demo import demo
+from holdfast.cli.evaluate import evaluate
+from holdfast.cli.methods import methods
+from holdfast.cli.tune import tune
 
 app = typer.Typer(
     name="holdfast",
@@ -12,11 +16,11 @@ app = typer.Typer(
     pretty_exceptions_show_locals=False,
     rich_markup_mode="rich",
 )
-app.command()(demo.demo)
-app.command()(anchor.anchor)
-app.command()(tune.tune)
-app.command()(evaluate.evaluate)
-app.command()(methods.methods)
+app.command()(demo)
+app.command()(anchor)
+app.command()(tune)
+app.command()(evaluate)
+app.command()(methods)
 
 
 def _version(shown: bool) -> None:

@@ -12,24 +12,24 @@ def tune(
     target: Annotated[str | None, typer.Option(help="New data: a file, a folder, or a hub id.")] = None,
     out: Annotated[Path, typer.Option(help="Folder to write adapter, results and report to.")] = Path("out"),
     anchor: Annotated[Path | None, typer.Option(help="Anchor folder: hold on in weight space.")] = None,
-    strength: Annotated[float | None, typer.Option(help="Of the anchor's penalty. [1]")] = None,
-    damping: Annotated[float | None, typer.Option(help="Share of the mean curvature added everywhere. [0]")] = None,
+    strength: Annotated[float | None, typer.Option(help="Of the anchor's penalty. Default: 1.")] = None,
+    damping: Annotated[float | None, typer.Option(help="Share of the mean curvature added everywhere. Default: 0.")] = None,
     source: Annotated[
         str | None, typer.Option(help='Old data to measure forgetting and to distil on, or "self".')
     ] = None,
     distill: Annotated[
         float | None, typer.Option(help="Weight of the distillation: hold on in function space. [0]")
     ] = None,
-    method: Annotated[str | None, typer.Option(help="Tuner; see holdfast methods. [lora]")] = None,
-    rank: Annotated[int | None, typer.Option(help="Adapter rank. [8]")] = None,
-    targets: Annotated[str | None, typer.Option(help="Layers, as PEFT's target_modules. [all-linear]")] = None,
+    method: Annotated[str | None, typer.Option(help="Tuner; see holdfast methods. Default: lora.")] = None,
+    rank: Annotated[int | None, typer.Option(help="Adapter rank. Default: 8.")] = None,
+    targets: Annotated[str | None, typer.Option(help="Layers, as PEFT's target_modules. Default: all-linear.")] = None,
     steps: Annotated[int | None, typer.Option(help="Optimizer steps; default: one epoch.")] = None,
-    epochs: Annotated[float | None, typer.Option(help="Passes over the target data. [1]")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Sequences per batch. [8]")] = None,
-    accumulate: Annotated[int | None, typer.Option(help="Gradient accumulation steps. [1]")] = None,
-    learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate. [2e-4]")] = None,
-    length: Annotated[int | None, typer.Option(help="Tokens per sequence. [128]")] = None,
-    save_steps: Annotated[int | None, typer.Option(help="Checkpoint every so many steps. [0: none]")] = None,
+    epochs: Annotated[float | None, typer.Option(help="Passes over the target data. Default: 1.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Sequences per batch. Default: 8.")] = None,
+    accumulate: Annotated[int | None, typer.Option(help="Gradient accumulation steps. Default: 1.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate. Default: 2e-4.")] = None,
+    length: Annotated[int | None, typer.Option(help="Tokens per sequence. Default: 128.")] = None,
+    save_steps: Annotated[int | None, typer.Option(help="Checkpoint every so many steps. Default: 0: none.")] = None,
     text: Annotated[str | None, typer.Option("--text-column", help="Column of the target's text.")] = None,
     prompt: Annotated[str | None, typer.Option("--prompt-column", help="Column of the target's prompts.")] = None,
     completion: Annotated[
@@ -38,7 +38,7 @@ def tune(
     source_text: Annotated[
         str | None, typer.Option("--source-text-column", help="Column of the source's text.")
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="Of initialisation, order and sampled text. [0]")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of initialisation, order and sampled text. Default: 0.")] = None,
     changes: Annotated[list[str] | None, typer.Option("--set", help="Any recipe key: training.clip=0.5")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in OUT.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print results as JSON.")] = False,
