@@ -139,9 +139,7 @@ def _from_user(returned: tuple[Tensor, Tensor | int]) -> Scored:
     )
 
 
-def _scored(
-    logits: Tensor, labels: Tensor, sequence: Tensor | None = None, keys: list[int] | None = None
-) -> Scored:
+def _scored(logits: Tensor, labels: Tensor, sequence: Tensor | None = None, keys: list[int] | None = None) -> Scored:
     return Scored(int((labels != IGNORED).sum()), logits, labels, sequence=sequence, keys=keys)
 
 

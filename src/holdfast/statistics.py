@@ -87,7 +87,7 @@ class Recorder:
         self.share, self.fraction = share, fraction
         self.positions: Tensor | None = None
         self._generator = torch.Generator().manual_seed(seed)
-        self._drawn: dict[tuple[int, bool], Tensor | None] = {}  # row numbers used in this batch
+        self._drawn: dict[tuple[int, bool, bool], Tensor | None] = {}  # row numbers used in this batch
         self._latest: dict[int, _Shared] = {}  # id of a tensor -> who counted it last
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
 
@@ -169,9 +169,8 @@ class Recorder:
         if chosen is not None:
             valid = _row_mask(mask, gradient, rows.shape[0])
             count = rows.shape[0] if valid is None else int(valid.sum())
-            rows = (
-                rows.index_select(0, chosen) * (count / max(len(chosen), 1)) ** 0.5
-            )  # their squares: an unbiased sum
+            scale = (count / max(len(chosen), 1)) ** 0.5  # of the squares: an unbiased sum
+            rows = rows.index_select(0, chosen) * scale
         for sink in layer.reading("gradients"):
             sink.add(rows)
         if inputs is not None:
@@ -182,7 +181,7 @@ class Recorder:
     def _chosen(self, rows: Tensor, like: Tensor, mask: Tensor | None) -> Tensor | None:
         """The numbers of the rows to use, the same for every layer with as many; None for all of them."""
         valid = _row_mask(mask, like, rows.shape[0])
-        key = (rows.shape[0], valid is not None)
+        key = (rows.shape[0], valid is not None, _by_position(mask, like, rows.shape[0]))
         if key not in self._drawn:
             self._drawn[key] = self._draw(rows.shape[0], valid)
         drawn = self._drawn[key]
@@ -205,11 +204,16 @@ class Recorder:
         self._drawn.clear()
 
 
+def _by_position(mask: Tensor | None, like: Tensor, rows: int) -> bool:
+    """Whether each row is one of the mask's positions."""
+    return mask is not None and mask.numel() == rows and (like.shape[:2] == mask.shape or like.dim() <= 2)
+
+
 def _row_mask(mask: Tensor | None, like: Tensor, rows: int) -> Tensor | None:
     """The mask of positions as a mask of rows; by whole sequences where rows are not positions; else None."""
     if mask is None:
         return None
-    if mask.numel() == rows and (like.shape[:2] == mask.shape or like.dim() <= 2):
+    if _by_position(mask, like, rows):
         return mask.reshape(-1)
     together = like.shape[0] == len(mask) and rows % len(mask) == 0  # (batch, ...): frames, patches, pooled features
     return mask.any(dim=1).repeat_interleave(rows // len(mask)) if together else None
