@@ -20,7 +20,7 @@ class Hold(Settings):
     strength: float = Field(0.0, ge=0)
     damping: float = Field(0.0, ge=0)
     distill: float = Field(0.0, ge=0)
-    distill_source: Literal["self", "source"] = "self"
+    distill_source: Literal["self", "source", "target", "random"] = "self"
     distill_sequences: int = 4
     distill_every: int = 1
     distill_top_k: int | None = None

@@ -29,6 +29,7 @@ class Contender:
         self.tokenizer = load_tokenizer(settings.model)
         self.anchor_seconds: dict[str, float] = {}
         self._anchors: dict[str, Anchor] = {}
+        self._texts: dict[str, tuple[list[dict[str, Tensor]], float]] = {}
 
     def model(self) -> nn.Module:
         """A fresh copy of the pre-trained model."""
@@ -46,14 +47,23 @@ class Contender:
         order = torch.randperm(len(self.work.source_train), generator=generator)[: self.settings.source_sequences]
         return [collate([self.work.source_train[i] for i in order.tolist()])]
 
-    @cached_property
-    def sampled(self) -> list[dict[str, Tensor]]:
-        """Text the model says of itself, as one batch."""
-        started = time.perf_counter()
+    def text(self, kind: str) -> tuple[list[dict[str, Tensor]], float]:
+        """What to distil on, as one batch, and the seconds it took: the source, the model's own words, ..."""
+        if kind not in self._texts:
+            started = time.perf_counter()
+            self._texts[kind] = [self._drawn(kind)], time.perf_counter() - started
+        return self._texts[kind]
+
+    def _drawn(self, kind: str) -> dict[str, Tensor]:
         count, length = self.settings.source_sequences, self.settings.length
-        rows = sample_from(self.model(), count, length, seed=self.seed, progress=False)
-        self.sampling_seconds = time.perf_counter() - started
-        return [collate(rows)]
+        if kind == "source":
+            return self.source[0]
+        if kind == "self":
+            return collate(sample_from(self.model(), count, length, seed=self.seed, progress=False))
+        if kind == "target":
+            return collate(self.work.target_train[:count])
+        generator = torch.Generator().manual_seed(self.seed)
+        return {"input_ids": torch.randint(len(self.tokenizer), (count, length), generator=generator)}
 
     def anchor(self, kind: str) -> Anchor:
         """The anchor of one curvature, measured once."""
@@ -81,9 +91,8 @@ class Contender:
             found.append(Penalty(model, self.anchor(hold.curvature), hold.strength, hold.damping))
             seconds += self.anchor_seconds[hold.curvature]
         if hold.distill:
-            sampled = hold.distill_source == "self"
-            text = self.sampled if sampled else self.source
-            seconds += self.sampling_seconds if sampled else 0.0
+            text, drawing = self.text(hold.distill_source)
+            seconds += drawing
             started = time.perf_counter()
             found.append(
                 Distill(

@@ -21,7 +21,7 @@ PROMPTS = {
 MEASURED = 192  # blocks per side and split
 STEPS = 250
 
-# Strengths chosen on the validation part by `holdfast demo --sweep --seeds 3`; results in benchmarks/results/demo.json.
+# Strengths chosen on the validation part of `holdfast demo --sweep --seeds 3`: benchmarks/results/demo.json.
 USUAL = [
     Hold(),
     Hold(curvature="identity", strength=0.1),

@@ -34,8 +34,8 @@ def anchor(
     Example: [bold]holdfast anchor --model ./llama --source corpus.txt --out anchors/llama[/bold]
     """
     from holdfast.cli.output import print_json, quiet_libraries, say
+    from holdfast.estimate import anchor_on
     from holdfast.recipe import DataSettings
-    from holdfast.tune import anchor_on
 
     quiet_libraries()
     data = None if source is None else DataSettings(path=source, text=text, prompt=prompt, completion=completion)

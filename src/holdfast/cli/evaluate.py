@@ -28,9 +28,9 @@ def evaluate(
     from holdfast.cli.output import print_json, quiet_libraries
     from holdfast.cli.summary import print_rows
     from holdfast.errors import HoldfastError
+    from holdfast.evaluate import evaluate as run
     from holdfast.files import write_json
     from holdfast.recipe import DataSettings
-    from holdfast.tune import evaluate as run
 
     if source is None and target is None:
         raise HoldfastError("nothing to measure on", remedy="pass --source, --target, or both")

@@ -13,7 +13,7 @@ def tune(
     out: Annotated[Path, typer.Option(help="Folder to write adapter, results and report to.")] = Path("out"),
     anchor: Annotated[Path | None, typer.Option(help="Anchor folder: hold on in weight space.")] = None,
     strength: Annotated[float | None, typer.Option(help="Of the anchor's penalty. Default: 1.")] = None,
-    damping: Annotated[float | None, typer.Option(help="Share of the mean curvature added everywhere. Default: 0.")] = None,
+    damping: Annotated[float | None, typer.Option(help="Share of the mean curvature added. Default: 0.")] = None,
     source: Annotated[
         str | None, typer.Option(help='Old data to measure forgetting and to distil on, or "self".')
     ] = None,
