@@ -2,8 +2,8 @@
 
     python scripts/pretrain.py --out src/holdfast/models/prose-1m
 
-Writes a folder that `AutoModelForCausalLM.from_pretrained` and `AutoTokenizer.from_pretrained` load, with a
-model card that states data, tokens and losses. About ten minutes on one CPU core.
+Writes a folder that `AutoModelForCausalLM.from_pretrained` and `AutoTokenizer.from_pretrained` load, and
+`pretraining.json` with tokens and losses for the model card. About ten minutes on one CPU core.
 """
 
 import argparse
