@@ -1,7 +1,5 @@
 """The anchor: what each layer's moves cost, measured once on old data at the weights to hold on to."""
 
-import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sized
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -10,15 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from holdfast import anchor_file, catalogue
-from holdfast.batches import batches_of, to_device
-from holdfast.curvature.curvature import Curvature, LayerSize, Statistic
+from holdfast.batches import batches_of
+from holdfast.curvature.curvature import Curvature, LayerSize
 from holdfast.errors import HoldfastError
 from holdfast.fingerprint import alike, fingerprint, identical
-from holdfast.layers import device_of, is_embedding, require_kind
-from holdfast.likelihood import FISHERS, Fisher, ForwardLoss, Items, LabelSampler, backward, bare
+from holdfast.layers import is_embedding, require_kind
+from holdfast.likelihood import FISHERS, Fisher, ForwardLoss, Items, bare
+from holdfast.measurement import Measurement
 from holdfast.pretrained import at_anchor
-from holdfast.progress import track
-from holdfast.statistics import InputsDivergedError, Recorder
 from holdfast.targets import Targets, base_layers, select
 
 
@@ -71,13 +68,15 @@ class Anchor:
             dtype: of the products that make the sums, torch.bfloat16 for instance; sums stay in float32.
             fraction: the share of positions whose rows enter the sums, drawn at random per batch.
             batch_size: for a `datasets.Dataset`.
-            forward_loss: `f(model, batch)` returning (logits, labels) or (summed loss, items).
+            forward_loss: `f(model, batch)` returning (logits, labels) or (summed loss, items). Positions that its
+                labels leave out (-100) are left out of sums over inputs where the batch's "attention_mask" is 0.
             item: what one scored item is, for reports.
             seed: of the drawn labels and positions.
             progress: show a progress bar.
 
         Raises:
-            HoldfastError: no data, no matching layer, adapters that changed the base weights, non-finite sums.
+            HoldfastError: no data, no matching layer, a layer that no scored item depends on, adapters that changed
+                the base weights, non-finite sums.
         """
         kind = catalogue.curvature(curvature)
         _check_options(fisher, fraction, source, kind)
@@ -91,19 +90,20 @@ class Anchor:
             curvatures = {name: kind.from_sums(size, {}, 1) for name, size in sizes.items()}
             return cls(curvatures, weights, curvature, None, 0, facts)
         reader = Items(model, forward_loss)
-        pass_ = _Pass(reader, layers, sizes, kind, fisher, dtype, fraction, seed)
+        measured = Measurement(reader, layers, sizes, kind.statistics(), fisher, dtype, fraction, seed)
         with at_anchor(model):
-            pass_.over(batches_of(source, batch_size), max_items, progress)
-        if pass_.items == 0:
+            measured.over(batches_of(source, batch_size), max_items, progress)
+        if measured.items == 0:
             raise HoldfastError(
                 "the source data has no scored item",
                 causes=["the iterable is empty or was already used up", "every label is -100 or padding"],
                 remedy="pass batches with input_ids and, where only part is scored, labels",
             )
-        curvatures = {n: kind.from_sums(sizes[n], pass_.sums[n], pass_.items) for n in layers}
+        measured.check_reached()
+        curvatures = {n: kind.from_sums(sizes[n], measured.sums[n], measured.items) for n in layers}
         _check_finite(curvatures)
-        facts |= {"data_sha256": pass_.digest.hexdigest()}
-        return cls(curvatures, weights, curvature, fisher, pass_.items, facts)
+        facts |= {"data_sha256": measured.digest.hexdigest()}
+        return cls(curvatures, weights, curvature, fisher, measured.items, facts)
 
     def check(self, model: nn.Module) -> None:
         """Raise HoldfastError unless the model's base weights are the anchored ones, naming the first that differs."""
@@ -147,74 +147,6 @@ class Anchor:
             HoldfastError: a missing, truncated or changed file, another format version, or a layer without tensors.
         """
         return cls(**anchor_file.load(Path(folder)))
-
-
-class _Pass:
-    """One pass over the source data."""
-
-    def __init__(
-        self,
-        reader: Items,
-        layers: dict[str, nn.Module],
-        sizes: dict[str, LayerSize],
-        kind: type[Curvature],
-        fisher: Fisher,
-        dtype: torch.dtype | None,
-        fraction: float,
-        seed: int,
-    ) -> None:
-        self.reader, self.layers, self.sizes, self.kind = reader, layers, sizes, kind
-        self.fisher, self.dtype, self.fraction, self.seed = fisher, dtype, fraction, seed
-        self.device = device_of(reader.model)
-        self.reset(share=True)
-
-    def reset(self, *, share: bool) -> None:
-        """Start the sums again."""
-        statistics = self.kind.statistics()
-        self.sums: dict[str, dict[str, Statistic]] = {
-            layer: {name: make(size, self.dtype) for name, make in statistics.items()}
-            for layer, size in self.sizes.items()
-        }
-        sinks: dict[str, dict[str, Any]] = dict(self.sums)
-        self.recorder = Recorder(self.layers, sinks, share=share, fraction=self.fraction, seed=self.seed)
-        self.sampler = LabelSampler(self.seed)
-        self.items, self.digest = 0, hashlib.sha256()
-
-    def over(self, batches: Iterable[Any], max_items: int | None, progress: bool) -> None:
-        """All batches, or as many as hold `max_items` scored items."""
-        stream: Iterator[Any] = iter(batches)
-        first = next(stream, None)
-        if first is None:
-            return
-        try:
-            self._batch(first)
-        except InputsDivergedError:  # a layer is called in ways its neighbours are not: count every layer alone
-            self.reset(share=False)
-            self._batch(first)
-        total = len(batches) if isinstance(batches, Sized) else None
-        with track("anchor", total, shown=progress) as advance:
-            advance()
-            for batch in stream:
-                if max_items is not None and self.items >= max_items:
-                    break
-                self._batch(batch)
-                advance()
-
-    def _batch(self, batch: Any) -> None:
-        batch = to_device(batch, self.device)
-        with self.recorder, torch.enable_grad():
-            self.recorder.positions = self.reader.positions(batch)
-            scored = self.reader.run(batch)
-            backward(scored, self.fisher, self.sampler)
-            self.recorder.end_batch()
-        self.items += scored.items
-        for tensor in _tensors(batch):
-            self.digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-
-
-def _tensors(batch: Any) -> list[Tensor]:
-    values = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, (tuple, list)) else [batch]
-    return [v for v in values if isinstance(v, Tensor) and v.dtype != torch.bfloat16]
 
 
 def _size(name: str, module: nn.Module) -> LayerSize:

@@ -119,7 +119,8 @@ class Items:
         return _scored(logits.flatten(0, -2), labels.flatten(), rows, self._keys(batch))
 
     def _keys(self, batch: Mapping[str, Tensor]) -> list[int] | None:
-        inputs, mask = batch.get(bare(self.model).main_input_name), batch.get("attention_mask")
+        name: Any = bare(self.model).main_input_name
+        inputs, mask = batch.get(name), batch.get("attention_mask")
         if inputs is None:
             return None
         if mask is None or mask.shape != inputs.shape:

@@ -6,6 +6,10 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+from holdfast.errors import HoldfastError
+
+CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")  # values of PEFT's init_lora_weights
+
 
 @contextmanager
 def at_anchor(model: nn.Module) -> Iterator[None]:
@@ -31,11 +35,12 @@ def at_anchor(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def adapters_off(model: nn.Module) -> Iterator[None]:
-    """The base model's function, whatever adapters are on it."""
+    """The base model's function, whatever adapters are on it; see `at_anchor` for what is refused."""
     disable = getattr(model, "disable_adapter", None)
     if disable is None:
         yield
         return
+    check_base(model)
     flags = {parameter: parameter.requires_grad for parameter in model.parameters()}
     try:
         with disable():
@@ -43,6 +48,23 @@ def adapters_off(model: nn.Module) -> Iterator[None]:
     finally:
         for parameter, flag in flags.items():  # PEFT turns frozen adapter weights trainable on the way back
             parameter.requires_grad_(flag)
+
+
+def check_base(model: nn.Module) -> None:
+    """Raise HoldfastError where the base weights under the adapters are not the pre-trained ones."""
+    if any(getattr(module, "merged", False) for module in model.modules() if hasattr(module, "base_layer")):
+        raise HoldfastError(
+            "adapters are merged into the base weights, so the pre-trained model is not there",
+            remedy="call model.unmerge_adapter() first",
+        )
+    for config in getattr(model, "peft_config", {}).values():
+        initial = str(getattr(config, "init_lora_weights", "")).lower()
+        if initial.startswith(CHANGES_BASE):
+            raise HoldfastError(
+                f"init_lora_weights={initial!r} changes the base weights, so the model without its adapter is not "
+                "the pre-trained one",
+                remedy="use the model of before the adapter was injected, or the default initialisation",
+            )
 
 
 @contextmanager

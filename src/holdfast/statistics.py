@@ -6,7 +6,7 @@ wrapped weights look the same, and the first targeted layers make the graph's ro
 
 import math
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -28,6 +28,10 @@ class RowSink:
 
 class InputsDivergedError(RuntimeError):
     """Layers that shared their input in one call did not in another."""
+
+
+class GradientsHiddenError(RuntimeError):
+    """A layer ran without gradients, and none came back to it."""
 
 
 @dataclass
@@ -52,6 +56,7 @@ class _Layer:
     kind: LayerKind
     sinks: dict[str, RowSink]
     shared: _Shared | None = None
+    hidden: bool = False  # ran without gradients in this batch, and none came back so far
 
     def reading(self, what: str) -> list[RowSink]:
         return [sink for sink in self.sinks.values() if sink.reads == what]
@@ -65,12 +70,14 @@ class Recorder:
     sums over gradients; the mask matters for sums over inputs alone.
 
     A module called several times in one pass contributes every call. Under gradient checkpointing each call counts
-    once: inputs in the first forward, never in the recomputation; gradients where they flow.
+    once: inputs in the first forward, never in the recomputation; gradients where they flow. Reentrant checkpointing
+    lets gradients in only where its inputs require one: `stems` sees to that.
 
     Args:
         layers: name -> module.
         sinks: for each name, its statistics; those that read "inputs" are shared between layers that are given the
             same tensor, when `share` is true.
+        stems: other modules whose outputs shall require a gradient; more work, so only where it is needed.
         fraction: the share of positions used, drawn at random for each batch; sums are scaled to stay unbiased.
     """
 
@@ -79,12 +86,13 @@ class Recorder:
         layers: dict[str, nn.Module],
         sinks: dict[str, dict[str, RowSink]],
         *,
+        stems: Iterable[nn.Module] = (),
         share: bool = True,
         fraction: float = 1.0,
         seed: int = 0,
     ) -> None:
         self.layers = [_Layer(n, m, require_kind(n, m), sinks[n]) for n, m in layers.items()]
-        self.share, self.fraction = share, fraction
+        self.stems, self.share, self.fraction = list(stems), share, fraction
         self.positions: Tensor | None = None
         self._generator = torch.Generator().manual_seed(seed)
         self._drawn: dict[tuple[int, bool, bool], Tensor | None] = {}  # row numbers used in this batch
@@ -95,6 +103,7 @@ class Recorder:
         for layer in self.layers:
             hook: Callable = self._make_hook(layer)
             self._handles.append(layer.module.register_forward_hook(hook))
+        self._handles += [stem.register_forward_hook(_make_root) for stem in self.stems]
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -112,19 +121,22 @@ class Recorder:
             recomputing = torch._C._current_graph_task_id() != -1
             if not recomputing and layer.reading("inputs"):
                 self._add_inputs(layer, inputs)
-            if not torch.is_grad_enabled() or not (pairs or gradients):
+            if not (pairs or gradients):
                 return None
-            root = not output.requires_grad
-            if root:  # nothing upstream needs a gradient; a clone, since in-place operations may follow
-                output = output.detach().requires_grad_(True).clone()
+            if not torch.is_grad_enabled():
+                layer.hidden = True
+                return None
+            root = _make_root(module, args, output)
+            output = output if root is None else root
             kept_inputs = inputs.detach() if pairs else None
             mask = self.positions
 
             def on_gradient(gradient: Tensor) -> None:
+                layer.hidden = False
                 self._add_gradients(layer, kept_inputs, gradient.detach(), mask)
 
             output.register_hook(on_gradient)
-            return output if root else None
+            return root
 
         return hook
 
@@ -194,9 +206,17 @@ class Recorder:
         order = torch.randperm(len(pool), generator=self._generator)[: math.ceil(self.fraction * len(pool))]
         return pool.cpu()[order].sort().values.to(pool.device)
 
-    def end_batch(self) -> None:
-        """Forget the batch's tensors and draws; raises InputsDivergedError when shared inputs fell apart."""
+    def end_batch(self, *, backpropagated: bool = True) -> None:
+        """Forget the batch's tensors and draws.
+
+        Raises:
+            InputsDivergedError: shared inputs fell apart.
+            GradientsHiddenError: the batch was backpropagated, and a layer that ran without gradients saw none.
+        """
         for layer in self.layers:
+            hidden, layer.hidden = layer.hidden, False
+            if hidden and backpropagated:
+                raise GradientsHiddenError(f"layer {layer.name!r} runs without gradients, and none come back to it")
             shared = layer.shared
             if shared is not None and shared.progress[layer.name] != shared.calls:
                 raise InputsDivergedError(f"layer {layer.name!r} missed an input that the layers it shared with saw")
@@ -207,6 +227,15 @@ class Recorder:
 def _by_position(mask: Tensor | None, like: Tensor, rows: int) -> bool:
     """Whether each row is one of the mask's positions."""
     return mask is not None and mask.numel() == rows and (like.shape[:2] == mask.shape or like.dim() <= 2)
+
+
+def _make_root(module: nn.Module, args: Any, output: Any) -> Tensor | None:
+    """The output as a root of the graph, where nothing upstream needs a gradient; else None."""
+    if not torch.is_grad_enabled() or not isinstance(output, Tensor):
+        return None
+    if output.requires_grad or not output.is_floating_point():
+        return None
+    return output.detach().requires_grad_(True).clone()  # a clone, since in-place operations may follow
 
 
 def _row_mask(mask: Tensor | None, like: Tensor, rows: int) -> Tensor | None:

@@ -66,7 +66,7 @@ class Statistic(ABC):
     def result(self) -> Tensor:
         """The finished sum; raises RuntimeError when no row was ever seen."""
         if self.sum is None:
-            raise RuntimeError("the layer was never called")
+            raise RuntimeError("no row was added")
         return self.sum
 
 

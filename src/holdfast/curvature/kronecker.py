@@ -18,7 +18,7 @@ class SecondMoment(Statistic):
 
     def zero(self, like: Tensor) -> Tensor:
         if not like.is_floating_point():
-            return torch.zeros(self.width, device=like.device)
+            return torch.zeros(self.width, device=like.device, dtype=torch.int64)
         return torch.zeros(self.width, self.width, device=like.device, dtype=accumulator_dtype(like))
 
     @property
@@ -28,7 +28,7 @@ class SecondMoment(Statistic):
     def accumulate(self, total: Tensor, *rows: Tensor) -> None:
         (x,) = rows
         if not x.is_floating_point():
-            total += torch.bincount(x, minlength=self.width).to(total.dtype)
+            total += torch.bincount(x, minlength=self.width)
             return
         for start, stop in _strips(total):
             left, block = x[:, start:stop], total[start:stop, start:]
@@ -50,7 +50,9 @@ class SecondMoment(Statistic):
     @cached_property
     def mean(self) -> Tensor:
         """The sum over its rows, once for all layers that share it."""
-        return self.result() / max(self.rows, 1)
+        total = self.result()
+        exact = total if total.is_floating_point() else total.cpu().double()  # counts
+        return exact / max(self.rows, 1)
 
 
 def _strips(total: Tensor) -> list[tuple[int, int]]:
@@ -103,7 +105,8 @@ class Kronecker(Curvature):
     def from_sums(cls, size: LayerSize, sums: dict[str, Statistic], items: int) -> Self:
         inputs, gradients = sums["inputs"], sums["gradients"]
         assert isinstance(inputs, InputMoment)
-        return cls(inputs.mean, gradients.result() / items)
+        priced = gradients.result() / items
+        return cls(inputs.mean.to(priced), priced)
 
     def apply(self, delta: Tensor) -> Tensor:
         return self._times_inputs(self._times_gradients(delta))

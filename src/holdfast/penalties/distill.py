@@ -12,7 +12,7 @@ from holdfast.layers import device_of
 from holdfast.likelihood import IGNORED
 from holdfast.penalties.regularizer import Regularizer
 from holdfast.penalties.source import SourceRows, check_counts
-from holdfast.pretrained import teaching
+from holdfast.pretrained import check_base, teaching
 from holdfast.progress import track
 from holdfast.sampling import sample_from
 
@@ -133,17 +133,9 @@ def _check_teacher(model: nn.Module, top_k: int | None) -> None:
         if top_k < 1:
             raise HoldfastError(f"top_k={top_k}", wanted="at least 1, or None for a live teacher")
         return
-    configs = getattr(model, "peft_config", None)
-    if configs is None:
+    if getattr(model, "peft_config", None) is None:
         raise HoldfastError(
             "a model without adapters has no teacher beside it once it trains",
             remedy="pass top_k (256, say): the teacher's answers are then stored before training",
         )
-    for config in configs.values():
-        initial = str(getattr(config, "init_lora_weights", "")).lower()
-        if initial.startswith(("pissa", "olora", "corda")):
-            raise HoldfastError(
-                f"init_lora_weights={initial!r} changes the base weights, so the model without its adapter is not "
-                "the pre-trained one",
-                remedy="use the default initialisation",
-            )
+    check_base(model)
