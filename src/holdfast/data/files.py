@@ -8,6 +8,7 @@ malformed. Text has to stay the text that was written.
 import csv
 import io
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -42,17 +43,15 @@ def folder(path: Path) -> tuple[list[str], list[str]]:
     """
     texts: list[str] = []
     left_out: dict[str, list[str]] = {"table": [], "binary file": [], "empty file": []}
-    for file in sorted(path.rglob("*")):
-        name = file.relative_to(path)
-        if not file.is_file() or any(part.startswith(".") for part in name.parts):
-            continue
+    for file in _visible(path):
+        name = str(file.relative_to(path))
         raw = b"" if file.suffix.lower() in TABLES else _bytes(file)
         if file.suffix.lower() in TABLES:
-            left_out["table"].append(str(name))
+            left_out["table"].append(name)
         elif b"\0" in raw:
-            left_out["binary file"].append(str(name))
+            left_out["binary file"].append(name)
         elif not raw.strip():
-            left_out["empty file"].append(str(name))
+            left_out["empty file"].append(name)
         else:
             texts.append(_decode(file, raw))
     notes = [_count(what, names) for what, names in left_out.items() if names]
@@ -147,9 +146,12 @@ def _csv(path: Path, found: str) -> Table:
     repeated = sorted({name for name in header if header.count(name) > 1})
     if repeated:
         raise HoldfastError(f"{path}: the header names {', '.join(repeated)} more than once", remedy="rename one")
-    return Table(
-        str(path), header, lambda name: [row[header.index(name)] for row in rows], [f"line {i}" for i in lines[1:]]
-    )
+
+    def values(name: str) -> list[str]:
+        field = header.index(name)
+        return [row[field] for row in rows]
+
+    return Table(str(path), header, values, [f"line {line}" for line in lines[1:]])
 
 
 def _malformed(path: Path, line: int, what: str) -> HoldfastError:
@@ -165,15 +167,29 @@ def _malformed(path: Path, line: int, what: str) -> HoldfastError:
     )
 
 
+def _visible(path: Path) -> Iterator[Path]:
+    def refuse(error: OSError) -> None:  # without it, a folder that can't be listed counts as empty
+        raise _unreadable(Path(error.filename), error) from error
+
+    for place, folders, names in os.walk(path, onerror=refuse):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        files = (Path(place) / name for name in sorted(names) if not name.startswith("."))
+        yield from (file for file in files if file.is_file())
+
+
+def _unreadable(path: Path, error: OSError) -> HoldfastError:
+    return HoldfastError(
+        f"{path} can't be read: {error.strerror or error}",
+        causes=["it is not yours to read", "its disk went away"],
+        remedy="check its permissions",
+    )
+
+
 def _bytes(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise HoldfastError(
-            f"{path} can't be read: {error.strerror or error}",
-            causes=["it is not yours to read", "its disk went away"],
-            remedy="check its permissions",
-        ) from error
+        raise _unreadable(path, error) from error
 
 
 def _decode(path: Path, raw: bytes) -> str:

@@ -86,7 +86,8 @@ def _library() -> ModuleType:
 @contextmanager
 def _quiet(library: ModuleType, *, bars: bool) -> Iterator[None]:
     """The library without its log lines, and without its bars where nothing is downloaded."""
-    hub = __import__("huggingface_hub").utils.logging
+    from huggingface_hub.utils import logging as hub
+
     before = library.logging.get_verbosity(), hub.get_verbosity(), library.is_progress_bar_enabled()
     library.logging.set_verbosity(library.logging.CRITICAL)
     hub.set_verbosity_error()

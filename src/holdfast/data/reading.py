@@ -1,5 +1,6 @@
 """Reading DATA: a file, a folder or a data set on the hub."""
 
+import os
 import re
 from pathlib import Path
 
@@ -8,8 +9,10 @@ from holdfast.data.documents import Documents
 from holdfast.data.table import Columns, Table, choose, extract
 from holdfast.errors import HoldfastError, closest
 
-# owner/name or name, then :config; a name with the suffix of a file is meant as a file.
-HUB_ID = re.compile(r"(?P<id>[\w][\w.-]*(/[\w][\w.-]*)?)(:(?P<config>[^:]+))?")
+# A name with the suffix of a file is meant as a file. Names without an owner are left to the disk: a misspelt folder
+# must not become a download.
+HUB_ID = re.compile(r"(?P<id>[\w][\w.-]*/[\w][\w.-]*)(:(?P<config>[^:]+))?")
+KINDS = "a text file, a folder, a .jsonl, .json, .csv, .tsv or .parquet file, or a hub id (owner/name:config)"
 
 
 def read(data: str, columns: Columns = Columns(), *, split: str = "train") -> Documents:
@@ -25,8 +28,10 @@ def read(data: str, columns: Columns = Columns(), *, split: str = "train") -> Do
     Raises:
         HoldfastError: nothing there, unreadable or empty data, or columns that are missing or not text.
     """
+    if not data.strip():
+        raise HoldfastError("no data is named", wanted=KINDS)
     path = Path(data).expanduser()
-    if not path.exists():
+    if not os.path.exists(path):  # pathlib's raises for names that no file can have
         return _from_hub(data, columns, split)
     if split != "train":
         raise HoldfastError(
@@ -70,19 +75,26 @@ def _from_hub(data: str, columns: Columns, split: str) -> Documents:
 
 def _missing(data: str, hub: str) -> HoldfastError:
     path = Path(data).expanduser().absolute()
-    folder = next(parent for parent in path.parents if parent.is_dir())
+    folder = next(parent for parent in path.parents if os.path.isdir(parent))
     sought = path.relative_to(folder).parts[0]
-    inside = [entry.name for entry in folder.iterdir() if not entry.name.startswith(".")]
+    inside = _names(folder)
     near = closest(sought, inside) or ", ".join(sorted(inside)[:8]) or "nothing"
     got = f"there is no file or folder {path}"
     if hub:
         got += f", and no data set {data!r} could be read from the hub: {hub}"
     return HoldfastError(
         got,
-        wanted="a text file, a folder, a .jsonl, .json, .csv, .tsv or .parquet file, or a hub id (owner/name:config)",
+        wanted=KINDS,
         causes=[
-            f"the name is misspelt: {folder} has no {sought!r}, but {near}",
+            f"the name is misspelt: {folder} holds {near}",
             *(["the hub can't be reached, or the data set is private (hf auth login)"] if hub else []),
         ],
         remedy="check the name" + ("; without a network, name a local file" if hub else ""),
     )
+
+
+def _names(folder: Path) -> list[str]:
+    try:
+        return [name for name in os.listdir(folder) if not name.startswith(".")]
+    except OSError:
+        return []

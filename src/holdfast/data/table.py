@@ -138,12 +138,14 @@ def _texts(table: Table, column: str) -> list[str]:
                 remedy="name another column, or turn its values into text",
             )
         text = value or ""
-        if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
             raise HoldfastError(
                 f"{table.name}, {table.place(row)}: column {column!r} holds half of a surrogate pair",
                 causes=["an emoji was cut in two when the file was written"],
                 remedy="remove the lone \\ud8.. or \\udc.. escape",
-            )
+            ) from error
         texts.append(text)
     return texts
 
