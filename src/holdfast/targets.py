@@ -17,18 +17,21 @@ _WRAPPERS = re.compile(r"^(?:module\.|_orig_mod\.|base_model\.model\.)+")
 
 def canonical(name: str) -> str:
     """The name the layer has in the bare model: without the prefixes of PEFT, DDP and torch.compile."""
-    return _WRAPPERS.sub("", name).removesuffix(".base_layer").replace("._orig_mod", "")
+    bare = _WRAPPERS.sub("", name).replace("._orig_mod", "")
+    return bare.removesuffix(".base_layer").removesuffix(".original_module")
 
 
 def base_layers(model: nn.Module) -> dict[str, Any]:
     """Canonical name -> module, for every layer of a known kind; adapters' own modules left out."""
     modules = dict(model.named_modules())
-    wrapped = {name for name, module in modules.items() if hasattr(module, "base_layer")}
+    # What each wrapper of PEFT stands around: an adapted layer, or one that is trained as a copy (modules_to_save).
+    wrapped = {name: "base_layer" for name, module in modules.items() if hasattr(module, "base_layer")}
+    wrapped |= {name: "original_module" for name, module in modules.items() if hasattr(module, "original_module")}
     found = {}
     for name, module in modules.items():
         owner, _, leaf = name.rpartition(".")
         inside_adapter = any(name.startswith(f"{wrapper}.") for wrapper in wrapped)
-        if kind_of(module) is None or (inside_adapter and not (owner in wrapped and leaf == "base_layer")):
+        if kind_of(module) is None or (inside_adapter and wrapped.get(owner) != leaf):
             continue
         found[canonical(name)] = module
     return found
