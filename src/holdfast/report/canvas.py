@@ -8,6 +8,7 @@ from holdfast.report.palette import INK, Style
 
 GRID = "rgba(128,128,128,0.22)"
 FAINT = "rgba(128,128,128,0.75)"
+DASHES = ("solid", "dash", "dot", "dashdot")
 Styles = dict[tuple[str, str], Style]
 
 
@@ -27,7 +28,7 @@ def canvas(x: str, y: str, height: int) -> Any:
         showlegend=False,
         hovermode="closest",
         dragmode=False,
-        hoverlabel={"align": "left", "font": {"size": 12}},
+        hoverlabel={"align": "left", "font": {"size": 12, "family": "system-ui, sans-serif"}},
         xaxis=axis | {"title": {"text": x, "standoff": 10}},
         yaxis=axis | {"title": {"text": y, "standoff": 8}},
     )
@@ -47,7 +48,7 @@ def series_key(setting: Setting) -> str:
 def dash_of(setting: Setting, settings: Sequence[Setting]) -> str:
     """Colour tells penalties apart, dashes tell methods apart."""
     methods = list(dict.fromkeys(other.method for other in settings))
-    return ("solid", "dash", "dot", "dashdot")[methods.index(setting.method) % 4]
+    return DASHES[methods.index(setting.method) % 4]
 
 
 def marker(style: Style, size: int, opacity: float = 1.0) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from holdfast.report.comparison import Setting
 
 PROMPTS = 8  # on the page; results.json holds all
+SHORT = 160  # characters
 
 
 @dataclass
@@ -17,13 +18,18 @@ class Prompt:
     before: str
     after: list[tuple[Setting, str]] = field(default_factory=list)
 
+    @property
+    def short(self) -> bool:
+        """Whether it is shown again in front of every continuation."""
+        return len(self.text) <= SHORT
+
 
 def continuations(settings: Sequence[Setting]) -> list[Prompt]:
     """The samples of each setting's first row that has any; source prompts first, then target prompts."""
     found: dict[tuple[str, str], Prompt] = {}
     for setting in settings:
-        samples = next((row["samples"] for row in setting.rows if row.get("samples")), [])
-        for sample in samples:
+        sampled = [row["samples"] for row in setting.rows if row.get("samples")]
+        for sample in sampled[0] if sampled else []:
             text, side = str(sample.get("prompt", "")), str(sample.get("side", ""))
             before, after = (_without(text, sample.get(when)) for when in ("before", "after"))
             prompt = found.setdefault((side, text), Prompt(text, side, before))

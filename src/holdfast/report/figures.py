@@ -1,33 +1,26 @@
 """The plots, as plotly figures without a colour scheme: the page's script gives them the reader's."""
 
 import html
-import statistics
 from collections.abc import Sequence
 from typing import Any
 
 from holdfast.report.canvas import FAINT, Styles, canvas, dash_of, marker, series_key, several_methods
-from holdfast.report.comparison import Row, Setting, Span, by_series, forgetting, gain, number
+from holdfast.report.comparison import Row, Setting, Span, by_series, forgetting, gain, number, span
 from holdfast.report.finding import KEEP
 from holdfast.report.palette import Style
-from holdfast.report.words import decimals, memory, percent, seconds, setting_name
-
-[tuple[str, str], Style]
+from holdfast.report.words import decimals, memory, middle, percent, seconds, setting_name
 
 
 def frontier(settings: Sequence[Setting], styles: Styles, item: str) -> Any:
     """Learning (x) against forgetting (y): runs as faint points, medians joined along the strengths."""
-    figure = canvas(
-        f"target gain, nats per {html.escape(item)}  (right: learned more)",
-        "forgetting, nats  (down: kept more)",
-        480,
-    )
+    figure = canvas(f"target gain, nats per {html.escape(item)}", f"forgetting, nats per {html.escape(item)}", 480)
     for members in by_series(settings):
         style = styles[members[0].series]
         known = [s for s in members if s.gain and s.forgetting]
         if any(s.gain.count > 1 for s in known if s.gain):
             _runs(figure, known, style, several_methods(settings))
         _medians(figure, known, style, settings)
-    for setting in settings:
+    for setting in settings if not several_methods(settings) else []:
         if setting.is_plain and setting.gain and setting.gain.median > 0:
             figure.add_vline(x=KEEP * setting.gain.median, line={"color": FAINT, "width": 1, "dash": "dot"})
             figure.add_annotation(
@@ -80,8 +73,8 @@ def _whiskers(spans: Sequence[Span], style: Style) -> dict[str, Any]:
         "array": [s.high - s.median for s in spans],
         "arrayminus": [s.median - s.low for s in spans],
         "color": style.color,
-        "thickness": 1,
-        "width": 3,
+        "thickness": 1.2,
+        "width": 0,
         "visible": any(s.count > 1 for s in spans),
     }
 
@@ -90,8 +83,7 @@ def _hover(setting: Setting, rows: Sequence[Row], many: bool) -> str:
     """Settings and figures of one run, or of the median of several."""
 
     def mid(key: str) -> float | None:
-        values = [v for row in rows if (v := number(row, key)) is not None]
-        return statistics.median(values) if values else None
+        return middle(span(number(row, key) for row in rows))
 
     which = f"seed {rows[0].get('seed', '–')}" if len(rows) == 1 else f"median of {len(rows)} seeds"
     lines = [
@@ -99,7 +91,7 @@ def _hover(setting: Setting, rows: Sequence[Row], many: bool) -> str:
         f"target {decimals(mid('target_before'))} → {decimals(mid('target_after'))}",
         f"source {decimals(mid('source_before'))} → {decimals(mid('source_after'))}",
     ]
-    if setting.kept and setting.share:
+    if setting.kept and setting.share and len(rows) == len(setting.rows):
         lines.append(f"gain kept {percent(setting.kept.median)}, forgetting {percent(setting.share.median)} of plain")
     if mid("predicted_forgetting") is not None:
         lines.append(f"forecast {decimals(mid('predicted_forgetting'))}")
@@ -120,8 +112,10 @@ def forecast(settings: Sequence[Setting], styles: Styles, item: str) -> Any | No
     figure = canvas(f"real forgetting, nats per {html.escape(item)}", "forecast, nats", 420)
     values = [value for _, _, *pair in points for value in pair]
     if min(values) > 0 and max(values) > 20 * min(values):
-        figure.update_xaxes(type="log", dtick="D1", tickformat="~g")
-        figure.update_yaxes(type="log", dtick="D1", tickformat="~g")
+        figure.update_xaxes(type="log", dtick="D2", tickformat="~g")
+        figure.update_yaxes(
+            type="log", dtick="D2", tickformat="~g", title={"text": "forecast, nats (both scales log)"}
+        )
     ends = [min(values), max(values)]
     figure.add_scatter(
         x=ends, y=ends, mode="lines", line={"color": FAINT, "width": 1, "dash": "dot"}, hoverinfo="skip"

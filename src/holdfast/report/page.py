@@ -1,5 +1,6 @@
 """One self-contained HTML page of a run's results: no script, style, font or image from anywhere else."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 from holdfast import files
 from holdfast.errors import HoldfastError
 from holdfast.report import words
-from holdfast.report.canvas import series_key, several_methods
+from holdfast.report.canvas import dash_of, series_key, several_methods
 from holdfast.report.comparison import Setting, by_series, compare, least_forgetting, representatives
 from holdfast.report.continuations import continuations
 from holdfast.report.figures import forecast, frontier
@@ -89,7 +90,7 @@ def _context(results: Mapping[str, Any]) -> dict[str, Any]:
         "title": results.get("title") or "Learning and forgetting",
         "question": results.get("question") or "",
         "headline": headline,
-        "support": [*others, *support(methods[0], items["target"])],
+        "support": [*support(methods[0], items["target"]), *others],
         "warnings": results.get("warnings") or [],
         "source": source.get("name") or "source data",
         "target": target.get("name") or "target data",
@@ -100,10 +101,13 @@ def _context(results: Mapping[str, Any]) -> dict[str, Any]:
         "settings": settings,
         "series": _series(settings, style),
         "style": style,
+        "dashes": [f"{dash_of(group[0], settings)} for {words.method_name(group[0].method)}" for group in methods],
         "many": several_methods(settings),
         "compared": len(settings) > 1 and any(s.kept or s.share for s in settings),
         "choices": _choices(settings),
         "chosen": chosen,
+        "bars": (bars := _bars(settings, chosen)),
+        "widest": max([1.0, *(forgot for _, forgot in bars if forgot)]),
         "best": least_forgetting(methods[0], KEEP),
         "prompts": continuations(chosen),
         "forecast_sentence": forecast_sentence(settings),
@@ -140,6 +144,14 @@ def _choices(settings: Sequence[Setting]) -> list[tuple[float, Setting]]:
         return []
     found = ((keep, least_forgetting(settings, keep)) for keep in KEEPS)
     return [(keep, setting) for keep, setting in found if setting is not None]
+
+
+def _bars(settings: Sequence[Setting], chosen: Sequence[Setting]) -> list[tuple[Setting, float | None]]:
+    """Each penalty's least forgetting at the gain that the finding asks for, rising; None where it kept less."""
+    if len(chosen) < 2 or not any(s.share for s in settings):
+        return []
+    able = [(s, s.share.median if s.share and s.kept and s.kept.median >= KEEP else None) for s in chosen]
+    return sorted(able, key=lambda bar: math.inf if bar[1] is None else bar[1])
 
 
 def _plots(settings: Sequence[Setting], chosen: Sequence[Setting], style: Any, items: Any) -> dict[str, Any]:

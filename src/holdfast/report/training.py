@@ -1,5 +1,6 @@
 """Training curves: one small plot for each quantity that was logged."""
 
+import html
 import statistics
 from collections.abc import Sequence
 from typing import Any
@@ -25,14 +26,14 @@ def curves(settings: Sequence[Setting], styles: Styles, item: str) -> dict[str, 
     for key, title in CURVES.items():
         known = [(setting, line) for setting in settings if len(line := _curve(setting, key)) > 1]
         if known:
-            figure = canvas("step", f"nats per {item}", 260)
+            figure = canvas("step", f"nats per {html.escape(item)}", 260)
             for setting, line in known:
                 figure.add_scatter(
                     x=[step for step, _ in line],
                     y=[value for _, value in line],
                     mode="lines",
                     line={"color": styles[setting.series].color, "width": 1.8, "dash": dash_of(setting, settings)},
-                    name=penalty_name(setting.penalty),
+                    name=html.escape(penalty_name(setting.penalty)),
                     hovertemplate="step %{x}: %{y:.3f}",
                     meta=series_key(setting),
                 )

@@ -7,13 +7,13 @@ from holdfast.report.comparison import PLAIN, Setting, Span
 MISSING = "–"
 _METHODS = {"lora": "LoRA", "rslora": "rsLoRA", "dora": "DoRA", "full": "full fine-tuning", "": "fine-tuning"}
 _PENALTIES = {
-    PLAIN: "No penalty",
+    PLAIN: "Plain",
     "identity": "L2 to the start",
     "diagonal": "Diagonal",
     "kronecker": "Kronecker",
     "distill": "Distillation",
-    "distill-self": "Distillation, own text",
-    "distill-source": "Distillation, source text",
+    "distill-self": "Distillation on its own text",
+    "distill-source": "Distillation on source text",
     "replay": "Replay",
 }
 _MEANINGS = {
@@ -38,7 +38,7 @@ def method_name(method: str) -> str:
 
 
 def penalty_name(penalty: str) -> str:
-    """`kronecker+distill-self` -> Kronecker + distillation, own text."""
+    """`kronecker+distill-self` -> Kronecker + distillation on its own text."""
     first, *others = (_PENALTIES.get(part, part) for part in penalty.split("+"))
     return " + ".join([first, *(other[:1].lower() + other[1:] for other in others)])
 
@@ -61,9 +61,10 @@ def strength_text(setting: Setting) -> str:
 
 
 def setting_name(setting: Setting, *, alone: bool = True) -> str:
-    """`Kronecker, strength 3`; with the method in front where it does not stand alone on the page."""
-    parts = [penalty_name(setting.penalty), *(f"{key} {value:g}" for key, value in setting.strengths)]
-    return ", ".join(parts) if alone else f"{method_name(setting.method)}: {', '.join(parts)}"
+    """`Kronecker (strength 3)`; with the method in front where there are several on the page."""
+    strengths = ", ".join(f"{key}\u00a0{value:g}" for key, value in setting.strengths)
+    name = penalty_name(setting.penalty) + (f" ({strengths})" if strengths else "")
+    return name if alone else f"{method_name(setting.method)}: {name}"
 
 
 def decimals(value: float | None, places: int = 3) -> str:
@@ -111,13 +112,6 @@ def memory(megabytes: float | None) -> str:
 def middle(found: Span | None) -> float | None:
     """The median, if there is one."""
     return found.median if found else None
-
-
-def spread(found: Span | None) -> str:
-    """`19 % to 23 % over 3 seeds`; empty for one seed."""
-    if found is None or found.count < 2:
-        return ""
-    return f"{percent(found.low)} to {percent(found.high)} over {count_of(found.count, 'seed')}"
 
 
 def perplexity(nats: float | None) -> str:
