@@ -74,7 +74,7 @@ def sides(before: dict[str, float], after: dict[str, float], split: str) -> dict
 def blocks(tokenizer: Any, documents: Sequence[str], length: int, limit: int | None = None) -> list[Row]:
     """Documents packed into rows of `length` tokens."""
     stream: list[int] = []
-    for ids in tokenizer(list(documents))["input_ids"]:
+    for ids in tokenizer(list(documents), verbose=False)["input_ids"]:
         stream.extend(ids)
         stream.append(tokenizer.eos_token_id)
         if limit is not None and len(stream) >= limit * length:

@@ -11,7 +11,7 @@ from holdfast.batches import Row, collate
 from holdfast.data import check_tokenizer
 from holdfast.files import require_writable
 from holdfast.language_model import load_model, load_tokenizer
-from holdfast.recipe import DataSettings
+from holdfast.recipe import SAMPLE_LENGTH, DataSettings
 from holdfast.sides import SELF, read_side, sampled_side
 
 
@@ -36,12 +36,12 @@ def anchor_on(
     catalogue.curvature(curvature)
     require_writable(out.parent)
     model, tokenizer = load_model(name, dtype), load_tokenizer(name)
-    check_tokenizer(tokenizer, model)
+    check_tokenizer(tokenizer, model, length=length)
     rows: list[Row] | None = None
     about: dict[str, Any] = {}
     if source is not None:
         side = (
-            sampled_side(model, samples, length, seed, 0.0)
+            sampled_side(model, samples, min(SAMPLE_LENGTH, length), seed, 0.0)
             if source.path == SELF
             else read_side(source, tokenizer, length)
         )

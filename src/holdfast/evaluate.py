@@ -23,7 +23,7 @@ def evaluate(
 ) -> dict[str, Any]:
     """Losses of the base model and, with an adapter, of the adapted one."""
     model, tokenizer = load_model(name, dtype), load_tokenizer(name)
-    check_tokenizer(tokenizer, model)
+    check_tokenizer(tokenizer, model, length=length)
     read_sides = {key: None if data is None else read_side(data, tokenizer, length) for key, data in sides.items()}
     rows = {key: [] if side is None else limited(side.rows, max_items) for key, side in read_sides.items()}
     before = {

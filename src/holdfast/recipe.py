@@ -8,6 +8,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from holdfast.errors import HoldfastError, closest
 
+SAMPLE_LENGTH = 128  # tokens of a sequence sampled from the model
+
 
 class Settings(BaseModel):
     """A part of a recipe; an unknown key is an error."""
@@ -60,7 +62,8 @@ class TuneRecipe(Settings):
     rank: int = Field(8, ge=1)
     alpha: float | None = Field(None, gt=0)
     targets: str | list[str] = "all-linear"
-    length: int = Field(128, ge=2, description="tokens per sequence")
+    sample_length: int = Field(SAMPLE_LENGTH, ge=8, description="tokens per sampled sequence")
+    length: int = Field(512, ge=2, description="tokens per sequence")
     held_out: float = Field(0.05, gt=0, lt=1, description="share of each data set kept for measuring")
     training: TrainingSettings = TrainingSettings()
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"

@@ -3,9 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from holdfast.batches import Row
 from holdfast.data import Columns, read, split_off, tokenise
-from holdfast.errors import HoldfastError
 from holdfast.evaluation import mean_loss
 from holdfast.recipe import DataSettings
 from holdfast.sampling import sample_from
@@ -18,23 +16,33 @@ MEASURED_ITEMS = 100_000  # scored tokens per side at most: a standard error of 
 class Side:
     """One data set: what is trained or distilled on, what is measured on, and what it is."""
 
-    rows: list[Row]
-    held_out: list[Row]
+    rows: list[Any]
+    held_out: list[Any]
     about: dict[str, Any]
 
 
 def read_side(data: DataSettings, tokenizer: Any, length: int, held_out: float = 0.0) -> Side:
+    """Read and tokenise one data set; documents are split, or the blocks of a single long text.
+
+    Args:
+        data: where it is.
+        tokenizer: the model's.
+        length: tokens per row at most.
+        held_out: share to measure on, by a hash of the content; 0 holds nothing out.
+
+    Raises:
+        HoldfastError: unreadable data, or too little to hold some out.
+    """
     documents = read(data.path, Columns(data.text, data.prompt, data.completion))
-    rows = tokenise(documents, tokenizer, length=length)
-    kept, measured = split_off(rows, held_out, seed=0) if held_out else (rows, [])
-    if held_out and (not kept or not measured):
-        raise HoldfastError(
-            f"{data.path} is too short: {len(rows)} sequences of up to {length} tokens",
-            wanted="enough to train on and to hold some out",
-            remedy="give more data, or a smaller --length",
-        )
     about = {"path": data.path, "description": documents.description, "sha256": documents.sha256, "item": "token"}
-    return Side(kept, measured, about)
+    if not held_out:
+        return Side(tokenise(documents, tokenizer, length=length), [], about)
+    if len(documents) > 1:
+        rest, measured = split_off(documents, held_out)
+        rows = [tokenise(part, tokenizer, length=length) for part in (rest, measured)]
+    else:
+        rows = list(split_off(tokenise(documents, tokenizer, length=length), held_out))
+    return Side(rows[0], rows[1], about)
 
 
 def sampled_side(model: Any, samples: int, length: int, seed: int, held_out: float) -> Side:
@@ -45,7 +53,8 @@ def sampled_side(model: Any, samples: int, length: int, seed: int, held_out: flo
     return Side(rows[:samples], rows[samples:], about)
 
 
-def limited(rows: list[Row], max_items: int) -> list[Row]:
+def limited(rows: list[Any], max_items: int) -> list[Any]:
+    """The first rows, as many as hold `max_items` tokens."""
     kept, items = [], 0
     for row in rows:
         if items >= max_items:
@@ -56,4 +65,5 @@ def limited(rows: list[Row], max_items: int) -> list[Row]:
 
 
 def held_out_loss(model: Any, side: Side | None) -> float | None:
+    """Mean nats per token on the held-out part; None without data."""
     return None if side is None else mean_loss(model, limited(side.held_out, MEASURED_ITEMS), progress=True).nats

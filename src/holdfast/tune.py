@@ -38,7 +38,7 @@ def tune(recipe: TuneRecipe, out: Path, *, resume: bool = False, say: Say = prin
     _settle(recipe, out, resume)
     anchor = None if recipe.anchor is None else Anchor.load(recipe.anchor)
     base, tokenizer = load_model(recipe.model, recipe.dtype), load_tokenizer(recipe.model)
-    check_tokenizer(tokenizer, base)
+    check_tokenizer(tokenizer, base, length=recipe.length)
     if anchor is not None:
         anchor.check(base)
     target = read_side(recipe.target, tokenizer, recipe.length, recipe.held_out)
@@ -77,7 +77,7 @@ def _source(recipe: TuneRecipe, model: Any, tokenizer: Any) -> Side | None:
         return None
     if recipe.source.path != SELF:
         return read_side(recipe.source, tokenizer, recipe.length, recipe.held_out)
-    return sampled_side(model, recipe.samples, recipe.length, recipe.seed, 0.25)
+    return sampled_side(model, recipe.samples, min(recipe.sample_length, recipe.length), recipe.seed, 0.25)
 
 
 def _penalties(recipe: TuneRecipe, model: Any, anchor: Anchor | None, source: Side | None) -> list[Regularizer]:

@@ -4,6 +4,7 @@ import contextlib
 import multiprocessing
 import os
 import queue as queues
+import warnings
 from collections.abc import Callable
 from concurrent.futures import Future, ProcessPoolExecutor
 from typing import Any
@@ -58,6 +59,8 @@ def _start(common: ComparisonSettings, work: Workload, queue: Any) -> None:
 
     torch.set_num_threads(1)
     logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     _process.update(common=common, work=work, queue=queue, contenders={})
 
 

@@ -19,7 +19,7 @@ def anchor(
     fisher: Annotated[str, typer.Option(help="Labels: sampled from the model, or the data's own.")] = "sampled",
     max_items: Annotated[int, typer.Option(help="Stop after this many scored tokens.")] = 200_000,
     fraction: Annotated[float, typer.Option(help="Share of the positions that enter the sums.")] = 1.0,
-    length: Annotated[int, typer.Option(help="Tokens per sequence.")] = 128,
+    length: Annotated[int, typer.Option(help="Tokens per sequence.")] = 512,
     samples: Annotated[int, typer.Option(help="Sequences to sample for --source self.")] = 256,
     batch_size: Annotated[int, typer.Option(help="Sequences per batch.")] = 8,
     text: Annotated[str | None, typer.Option("--text-column", help="Column of the source's text.")] = None,

@@ -11,7 +11,7 @@ def evaluate(
     adapter: Annotated[Path | None, typer.Option(help="A PEFT adapter folder, OUT/adapter for instance.")] = None,
     source: Annotated[str | None, typer.Option(help="Old data: what should have been kept.")] = None,
     target: Annotated[str | None, typer.Option(help="New data: what should have been learned.")] = None,
-    length: Annotated[int, typer.Option(help="Tokens per sequence.")] = 128,
+    length: Annotated[int, typer.Option(help="Tokens per sequence.")] = 512,
     max_items: Annotated[int, typer.Option(help="Stop after this many scored tokens per side.")] = 200_000,
     source_text: Annotated[str | None, typer.Option("--source-text-column", help="Column of the source.")] = None,
     text: Annotated[str | None, typer.Option("--text-column", help="Column of the target's text.")] = None,

@@ -28,7 +28,7 @@ def tune(
     batch_size: Annotated[int | None, typer.Option(help="Sequences per batch. Default: 8.")] = None,
     accumulate: Annotated[int | None, typer.Option(help="Gradient accumulation steps. Default: 1.")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate. Default: 2e-4.")] = None,
-    length: Annotated[int | None, typer.Option(help="Tokens per sequence. Default: 128.")] = None,
+    length: Annotated[int | None, typer.Option(help="Tokens per sequence. Default: 512.")] = None,
     save_steps: Annotated[int | None, typer.Option(help="Checkpoint every so many steps. Default: 0: none.")] = None,
     text: Annotated[str | None, typer.Option("--text-column", help="Column of the target's text.")] = None,
     prompt: Annotated[str | None, typer.Option("--prompt-column", help="Column of the target's prompts.")] = None,

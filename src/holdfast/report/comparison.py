@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 Row = Mapping[str, Any]
+Key = tuple[str, str, tuple[tuple[str, float], ...]]
 
 PLAIN = "none"
-STRENGTHS = ("strength", "budget", "distill", "damping")  # keys of a row that a user sets; the rest is measured
+# What a user sets, in a row or in its `hold`; the rest of a row is measured.
+STRENGTHS = ("strength", "budget", "distill", "replay", "distill_sequences", "distill_every", "distill_top_k")
 NOISE = 0.005  # nats per item: a share of a smaller change says nothing
 
 
@@ -28,7 +30,8 @@ class Setting:
     """One method, penalty and strength, over all its seeds.
 
     gain = target_before - target_after and forgetting = source_after - source_before, in nats per item; `kept` and
-    `share` are the two as fractions of plain fine-tuning's with the same method and seed.
+    `share` are the two as fractions of plain fine-tuning's with the same method and seed. Settings are chosen by
+    `judged_kept` and `judged_share`: the same on the rows' `validation` part where all rows have one.
     """
 
     method: str
@@ -39,6 +42,8 @@ class Setting:
     forgetting: Span | None
     kept: Span | None
     share: Span | None
+    judged_kept: Span | None
+    judged_share: Span | None
 
     @property
     def series(self) -> tuple[str, str]:
@@ -87,26 +92,49 @@ def span(values: Iterable[float | None]) -> Span | None:
 
 def compare(rows: Sequence[Row]) -> list[Setting]:
     """Rows that differ in their seed alone become one setting; penalties in order of appearance, strengths rising."""
-    groups: dict[tuple[str, str, tuple[tuple[str, float], ...]], list[Row]] = {}
+    groups: dict[Key, list[Row]] = {}
     for row in rows:
-        chosen = ((key, number(row, key)) for key in STRENGTHS)
-        strengths = tuple((key, value) for key, value in chosen if value is not None)
-        groups.setdefault((str(row.get("method", "")), str(row.get("penalty", PLAIN)), strengths), []).append(row)
+        groups.setdefault(_key(row), []).append(row)
     order = {series: i for i, series in reversed(list(enumerate((m, p) for m, p, _ in groups)))}
-    plain = {method: rows_ for (method, penalty, _), rows_ in groups.items() if penalty == PLAIN}
+    plain = {method: found for (method, penalty, _), found in groups.items() if penalty == PLAIN}
+    judged = validated(rows)
     keys = sorted(groups, key=lambda key: (order[key[:2]], key[2]))
-    return [_setting(key, groups[key], plain.get(key[0], [])) for key in keys]
+    return [_setting(key, groups[key], plain.get(key[0], []), judged) for key in keys]
 
 
-def _setting(key: tuple[str, str, tuple[tuple[str, float], ...]], rows: list[Row], plain: list[Row]) -> Setting:
-    return Setting(
-        *key,
-        rows=tuple(rows),
-        gain=span(map(gain, rows)),
-        forgetting=span(map(forgetting, rows)),
-        kept=span(share_of(gain(row), reference(row, plain, gain)) for row in rows),
-        share=span(share_of(forgetting(row), reference(row, plain, forgetting)) for row in rows),
-    )
+def validated(rows: Sequence[Row]) -> bool:
+    """Whether every row has figures to choose by that are not the reported ones."""
+    return all(isinstance(row.get("validation"), Mapping) for row in rows)
+
+
+def _key(row: Row) -> Key:
+    """Method, penalty (a damped curvature is one of its own) and strengths of a row."""
+    hold = row.get("hold") or {}
+    held = {**hold, **row}
+    known = {key: value for key in STRENGTHS if (value := number(held, key)) is not None}
+    alone = [key for key in ("distill", "replay") if key in known and known[key] == known.get("strength")]
+    if alone and not number(hold, "strength"):  # the strength is that of distillation or replay
+        del known[alone[0]]
+    damping = number(held, "damping")
+    penalty = str(row.get("penalty", PLAIN)) + (f", damping {damping:g}" if damping else "")
+    return str(row.get("method", "")), penalty, tuple(known.items())
+
+
+def _setting(key: Key, rows: list[Row], plain: list[Row], judged: bool) -> Setting:
+    kept, share = _shares(rows, plain)
+    by_kept, by_share = _shares([*map(_validation, rows)], [*map(_validation, plain)]) if judged else (kept, share)
+    forgot = span(map(forgetting, rows))
+    return Setting(*key, tuple(rows), span(map(gain, rows)), forgot, kept, share, by_kept, by_share)
+
+
+def _validation(row: Row) -> Row:
+    return {**row, **row["validation"]}
+
+
+def _shares(rows: Sequence[Row], plain: Sequence[Row]) -> tuple[Span | None, Span | None]:
+    """Gain and forgetting as fractions of plain fine-tuning's."""
+    kept = span(share_of(gain(row), reference(row, plain, gain)) for row in rows)
+    return kept, span(share_of(forgetting(row), reference(row, plain, forgetting)) for row in rows)
 
 
 def reference(row: Row, plain: Sequence[Row], measure: Callable[[Row], float | None]) -> float | None:
@@ -121,10 +149,15 @@ def share_of(value: float | None, whole: float | None) -> float | None:
     return None if value is None or whole is None or whole < NOISE else value / whole
 
 
+def able(settings: Iterable[Setting], keep: float) -> list[Setting]:
+    """The settings that keep that share of plain gain, least forgetting first."""
+    judged = [(s.judged_share.median, s) for s in settings if s.judged_share and s.judged_kept]
+    return [s for _, s in sorted(judged, key=lambda pair: pair[0]) if s.judged_kept and s.judged_kept.median >= keep]
+
+
 def least_forgetting(settings: Iterable[Setting], keep: float) -> Setting | None:
     """Among the settings that hold on and keep that share of plain gain, the one that forgot least."""
-    able = [s for s in settings if not s.is_plain and s.kept and s.share and s.kept.median >= keep]
-    return min(able, key=lambda s: s.share.median if s.share else math.inf, default=None)
+    return next(iter(able((s for s in settings if not s.is_plain), keep)), None)
 
 
 def by_series(settings: Iterable[Setting]) -> list[list[Setting]]:

@@ -38,13 +38,13 @@ def _best(best: Setting, name: str) -> str:
 
 
 def _nearest(held: Sequence[Setting], name: str) -> str:
-    known = [s for s in held if s.kept and s.share]
+    known = [s for s in held if s.judged_kept and s.judged_share]
     if not known:
         return f"No run with a penalty can be held against plain {name}: losses are missing."
-    most = max(known, key=lambda s: middle(s.kept) or 0.0)
+    most = max(known, key=lambda s: middle(s.judged_kept) or 0.0)
     return (
         f"No penalty kept {percent(KEEP)} of plain {name}’s gain; {setting_name(most)} came nearest with "
-        f"{percent(middle(most.kept))} at {percent(middle(most.share))} of its forgetting."
+        f"{percent(middle(most.judged_kept))} at {percent(middle(most.judged_share))} of its forgetting."
     )
 
 
@@ -70,7 +70,7 @@ def _signed(change: float) -> str:
     return ("+" if change > 0 else "") + decimals(change, 4)
 
 
-def support(settings: Sequence[Setting], item: str) -> list[str]:
+def support(settings: Sequence[Setting], item: str, validated: bool) -> list[str]:
     """The sentences under the finding: its spread, how the setting was chosen, and what plain fine-tuning did."""
     plain = next((s for s in settings if s.is_plain), None)
     held = [s for s in settings if not s.is_plain]
@@ -80,7 +80,7 @@ def support(settings: Sequence[Setting], item: str) -> list[str]:
         if best.share.count > 1:
             ranges = f"{percent(best.share.low)} to {percent(best.share.high)}"
             said.append(f"Over {count_of(best.share.count, 'seed')} that forgetting was {ranges}.")
-        said.append(_choice(len(held)))
+        said.append(_choice(len(held), validated))
     if plain and plain.gain and plain.forgetting:
         said.append(
             f"With nothing to hold it, {method_name(plain.method)} moved the target loss from "
@@ -91,12 +91,12 @@ def support(settings: Sequence[Setting], item: str) -> list[str]:
     return said
 
 
-def _choice(count: int) -> str:
+def _choice(count: int, validated: bool) -> str:
     if count == 1:
         return "It is the only setting with a penalty."
     return (
         f"Of {count} settings with a penalty it is the one that forgot least at {percent(KEEP)} of the gain or more, "
-        "chosen by the figures shown here."
+        f"{'chosen on a validation part that is not shown' if validated else 'chosen by the figures shown here'}."
     )
 
 

@@ -9,7 +9,7 @@ from holdfast import files
 from holdfast.errors import HoldfastError
 from holdfast.report import words
 from holdfast.report.canvas import dash_of, series_key, several_methods
-from holdfast.report.comparison import Setting, by_series, compare, least_forgetting, representatives
+from holdfast.report.comparison import Setting, able, by_series, compare, least_forgetting, representatives, validated
 from holdfast.report.continuations import continuations
 from holdfast.report.figures import forecast, frontier
 from holdfast.report.finding import KEEP, finding, forecast_sentence, support
@@ -90,10 +90,11 @@ def _context(results: Mapping[str, Any]) -> dict[str, Any]:
         "title": results.get("title") or "Learning and forgetting",
         "question": results.get("question") or "",
         "headline": headline,
-        "support": [*support(methods[0], items["target"]), *others],
+        "support": [*support(methods[0], items["target"], validated(results["rows"])), *others],
         "warnings": results.get("warnings") or [],
-        "source": source.get("name") or "source data",
-        "target": target.get("name") or "target data",
+        "source": _name(source, "source data"),
+        "target": _name(target, "target data"),
+        "validated": validated(results["rows"]),
         "item": items["target"],
         "source_item": items["source"],
         "sides": [side for side in ("source", "target") if any(s.span(f"{side}_after") for s in settings)],
@@ -120,6 +121,12 @@ def _context(results: Mapping[str, Any]) -> dict[str, Any]:
         "words": words,
         **_plots(settings, chosen, style, items),
     }
+
+
+def _name(data: Mapping[str, Any], otherwise: str) -> str:
+    """What the page calls a data set."""
+    path = str(data.get("path") or otherwise)
+    return data.get("name") or ("text of the model’s own" if path == "self" else Path(path).name or path)
 
 
 def _series(settings: Sequence[Setting], style: Mapping[tuple[str, str], Any]) -> list[dict[str, Any]]:
@@ -150,8 +157,9 @@ def _bars(settings: Sequence[Setting], chosen: Sequence[Setting]) -> list[tuple[
     """Each penalty's least forgetting at the gain that the finding asks for, rising; None where it kept less."""
     if len(chosen) < 2 or not any(s.share for s in settings):
         return []
-    able = [(s, s.share.median if s.share and s.kept and s.kept.median >= KEEP else None) for s in chosen]
-    return sorted(able, key=lambda bar: math.inf if bar[1] is None else bar[1])
+    keeping = able(chosen, KEEP)
+    rising = sorted(keeping, key=lambda s: s.share.median if s.share else math.inf)
+    return [(s, words.middle(s.share)) for s in rising] + [(s, None) for s in chosen if s not in keeping]
 
 
 def _plots(settings: Sequence[Setting], chosen: Sequence[Setting], style: Any, items: Any) -> dict[str, Any]:

@@ -38,9 +38,10 @@ _CHOSEN = {
     "distill-self": ("#009E73", "pentagon"),
     "distill-source": ("#56B4E9", "triangle-down"),
     "kronecker+distill-self": ("#D55E00", "star"),
+    "kronecker+distill-source": ("#D55E00", "x"),
     "replay": ("#8A8A8A", "cross"),
 }
-_SPARE = [("#D55E00", "x"), ("#009E73", "hexagon"), ("#56B4E9", "x"), ("#CC79A7", "hexagon"), ("#E69F00", "x")]
+_SPARE = [("#0072B2", "hexagon"), ("#CC79A7", "x"), ("#009E73", "hexagon"), ("#E69F00", "x"), ("#56B4E9", "hexagon")]
 
 
 def styles(series: Iterable[tuple[str, str]]) -> dict[tuple[str, str], Style]:

@@ -14,6 +14,8 @@ _PENALTIES = {
     "distill": "Distillation",
     "distill-self": "Distillation on its own text",
     "distill-source": "Distillation on source text",
+    "distill-target": "Distillation on target inputs",
+    "distill-random": "Distillation on random tokens",
     "replay": "Replay",
 }
 _MEANINGS = {
@@ -24,6 +26,8 @@ _MEANINGS = {
     "distill": "the model keeps its own earlier answers on source text",
     "distill-self": "the model keeps its own earlier answers on text it sampled itself: no old data",
     "distill-source": "the model keeps its own earlier answers on real source text",
+    "distill-target": "the model keeps its own earlier answers on target inputs: no old data",
+    "distill-random": "the model keeps its own earlier answers on random tokens: no old data",
     "replay": "source text is trained on beside the target: the baseline that needs all old data",
 }
 # Old data that a penalty needs: before training, and in every step.
@@ -39,32 +43,36 @@ def method_name(method: str) -> str:
 
 def penalty_name(penalty: str) -> str:
     """`kronecker+distill-self` -> Kronecker + distillation on its own text."""
-    first, *others = (_PENALTIES.get(part, part) for part in penalty.split("+"))
-    return " + ".join([first, *(other[:1].lower() + other[1:] for other in others)])
+    parts, comma, damping = penalty.partition(", ")
+    first, *others = (_PENALTIES.get(part, part) for part in parts.split("+"))
+    return " + ".join([first, *(other[:1].lower() + other[1:] for other in others)]) + comma + damping
 
 
 def meaning(penalty: str) -> str:
     """One line on what a penalty does; empty for one that the page does not know."""
-    return "; ".join(_MEANINGS[part] for part in penalty.split("+") if part in _MEANINGS)
+    return "; ".join(_MEANINGS[part] for part in penalty.partition(", ")[0].split("+") if part in _MEANINGS)
 
 
 def old_data(penalty: str) -> str:
     """When old data is needed."""
-    needs = {_OLD_DATA.get(part, "none") for part in penalty.split("+")}
+    needs = {_OLD_DATA.get(part, "none") for part in penalty.partition(", ")[0].split("+")}
     return next((need for need in ("in every step", "once, for the anchor") if need in needs), "none")
 
 
 def strength_text(setting: Setting) -> str:
     """`3`, or `1, distill 0.3` where a setting has more than a strength."""
-    parts = [f"{value:g}" if key == "strength" else f"{key} {value:g}" for key, value in setting.strengths]
-    return ", ".join(parts) or MISSING
+    return ", ".join(_strengths(setting)).removeprefix("strength\u00a0") or MISSING
 
 
 def setting_name(setting: Setting, *, alone: bool = True) -> str:
     """`Kronecker (strength 3)`; with the method in front where there are several on the page."""
-    strengths = ", ".join(f"{key}\u00a0{value:g}" for key, value in setting.strengths)
+    strengths = ", ".join(_strengths(setting))
     name = penalty_name(setting.penalty) + (f" ({strengths})" if strengths else "")
     return name if alone else f"{method_name(setting.method)}: {name}"
+
+
+def _strengths(setting: Setting) -> list[str]:
+    return [f"{key.replace('_', ' ')}\u00a0{value:g}" for key, value in setting.strengths]
 
 
 def decimals(value: float | None, places: int = 3) -> str:

@@ -64,12 +64,7 @@ def _full_reader(kind: LayerKind, module: Any, anchored: Tensor) -> Reader:
 
 
 def _adapter_reader(name: str, layer: Any, reference: Mapping[str, Tensor] | None) -> Reader:
-    if not hasattr(layer, "lora_A"):
-        raise HoldfastError(
-            f"layer {name!r} carries a {type(layer).__module__.split('.')[-2]} adapter, whose shift is not read yet",
-            wanted="LoRA (with rsLoRA, DoRA, PiSSA ...) or full fine-tuning",
-            remedy="use LoRA, or hold on in function space: holdfast.Distill needs no shift",
-        )
+    check_readable(name, layer)
     base = layer.base_layer
     kind = require_kind(name, base)
     anchored = None if reference is None else reference.get(name)
@@ -82,6 +77,9 @@ def _adapter_reader(name: str, layer: Any, reference: Mapping[str, Tensor] | Non
                 f"the adapter on {name!r} is merged into the weight", remedy="call model.unmerge_adapter() first"
             )
         active = active_of(layer)
+        if not active:  # all of this layer's adapters are off: a shift of rank zero
+            out, inn = kind.size(base)
+            return LowRank(base.weight.new_zeros(out, 0), base.weight.new_zeros(0, inn))
         if anchored is not None or any(has_magnitude(layer, a) for a in active):
             weight = base.weight if anchored is None else anchored
             return Dense(effective(layer, kind, active) - kind.matrix(base, weight))
@@ -90,9 +88,32 @@ def _adapter_reader(name: str, layer: Any, reference: Mapping[str, Tensor] | Non
     return read
 
 
+def check_readable(name: str, layer: Any) -> None:
+    """Raise HoldfastError for adapters whose effect is not known to be a shift of the layer's weight."""
+    variants = {type(variant).__name__ for variant in getattr(layer, "lora_variant", {}).values()}
+    if not isinstance(getattr(layer, "lora_A", None), nn.ModuleDict) or hasattr(layer, "parameter_name"):
+        what = f"a {type(layer).__module__.split('.')[-2]} adapter ({type(layer).__name__})"
+    elif any(not variant.startswith(("Dora", "MiCA")) for variant in variants):
+        what = f"a LoRA variant ({', '.join(sorted(variants))})"
+    elif any(_unlike(layer.base_layer, down) for down in layer.lora_A.values()):
+        what = "a convolution that PEFT adapts without its dilation or its padding mode"
+    else:
+        return
+    raise HoldfastError(
+        f"layer {name!r} carries {what}, whose shift is not read yet",
+        wanted="LoRA (with rsLoRA, DoRA, PiSSA ...) or full fine-tuning",
+        remedy="use LoRA on other layers, or hold on in function space: holdfast.Distill needs no shift",
+    )
+
+
+def _unlike(base: Any, down: Any) -> bool:
+    """Whether an adapter's convolution walks over its input in another way than the layer it adapts."""
+    return any(getattr(base, setting, None) != getattr(down, setting, None) for setting in ("dilation", "padding_mode"))
+
+
 def active_of(layer: Any) -> list[str]:
     """The active LoRA adapters of a layer."""
-    return [a for a in layer.active_adapters if a in layer.scaling]
+    return [a for a in layer.active_adapters if a in layer.scaling and not layer.disable_adapters]
 
 
 def factors(layer: Any, adapter: str) -> LowRank:

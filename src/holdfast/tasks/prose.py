@@ -9,6 +9,7 @@ interpreter sessions, tables and signatures. One raw document:
 import ast
 import re
 import textwrap
+from functools import cache
 
 from holdfast.tasks.standard_library import Split, modules, split_of
 
@@ -21,10 +22,15 @@ _WORD = re.compile(r"[A-Za-z]{2,}")
 
 def documents(split: Split) -> list[str]:
     """The cleaned documents of one split; a document's own text decides its side."""
+    return [text for text in _documents() if split_of(text) == split]
+
+
+@cache
+def _documents() -> tuple[str, ...]:
     topics = (text for _, text in _topics())
     docstrings = (text for _, source in modules() for text in _docstrings(source))
     cleaned = dict.fromkeys(clean(text) for text in (*topics, *docstrings))
-    return [text for text in cleaned if len(text) >= SHORTEST and split_of(text) == split]
+    return tuple(text for text in cleaned if len(text) >= SHORTEST)
 
 
 def clean(text: str) -> str:
