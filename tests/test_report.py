@@ -6,67 +6,10 @@ import sys
 from html.parser import HTMLParser
 
 import pytest
+from report_rows import COMPARISON, measured, results, row
 
 from holdfast.errors import HoldfastError
-from holdfast.report.comparison import compare, least_forgetting
-from holdfast.report.finding import finding, support
-from holdfast.report.heat import heat
 from holdfast.report.page import write
-
-SAMPLES = [
-    {"prompt": "Return the number", "side": "source", "before": " of bytes.", "after": " of items."},
-    {"prompt": "def main():", "side": "target", "before": " is a word", "after": "\n    return 0"},
-]
-
-
-def row(penalty="none", strength=None, seed=0, source=4.455, target=3.763, method="lora", **more):
-    """One run from a source loss of 3.480 and a target loss of 4.559."""
-    before = {"source_before": 3.480, "target_before": 4.559}
-    after = {"source_after": source, "target_after": target}
-    return {"method": method, "penalty": penalty, "strength": strength, "seed": seed, **before, **after, **more}
-
-
-def measured(forecast, step=0.2):
-    """The keys that a whole run adds."""
-    history = [
-        {"step": i, "loss": 4.5 - i / 100, "predicted_forgetting": forecast * i / 100} for i in range(10, 110, 10)
-    ]
-    layers = {f"model.layers.{block}.mlp.{kind}": 0.1 * block + 0.01 for block in range(2) for kind in ("up", "down")}
-    cost = {"seconds": 60.0, "anchor_seconds": 20.0, "seconds_per_step": step, "peak_memory_mb": 600.0}
-    return {
-        "predicted_forgetting": forecast,
-        "trainable_parameters": 143_360,
-        "samples": SAMPLES,
-        "history": history,
-        "per_layer": layers,
-        **cost,
-    }
-
-
-def results(rows, **more):
-    """A whole results.json."""
-    return {
-        "schema": 1,
-        "title": "Prose learns code",
-        "question": "Can it?",
-        "settings": {"lora": {"rank": 8}, "seeds": [0, 1]},
-        "machine": {"cpu": "2 cores"},
-        "versions": {"torch": "2.13.0"},
-        "source": {"name": "documentation prose", "item": "token"},
-        "target": {"name": "Python code", "item": "token"},
-        "rows": rows,
-        "warnings": ["Only one seed."],
-        **more,
-    }
-
-
-COMPARISON = [
-    row(**measured(0.62)),
-    row("diagonal", 10.0, source=3.885, target=3.869, **measured(0.13)),
-    row("kronecker", 1.0, source=3.827, target=3.798, **measured(0.11)),
-    row("kronecker", 3.0, source=3.688, target=3.839, **measured(0.06)),
-    row("kronecker+distill-self", 1.0, source=3.512, target=3.856, **measured(0.03, step=0.3)),
-]
 
 
 class Page(HTMLParser):
@@ -207,62 +150,6 @@ def test_figures_that_are_no_numbers_count_as_missing(tmp_path):
     page = page_of(tmp_path, results(rows))
     assert "losses are missing" in page.text
     assert "nan" not in page.text.lower()
-
-
-def test_medians_are_over_paired_seeds():
-    rows = [row(seed=seed, source=4.48 + seed / 10, target=3.559) for seed in range(3)]
-    rows += [row("kronecker", 1.0, seed, 3.48 + 0.25 * (1 + seed / 10), 3.609) for seed in range(3)]
-    plain, held = compare(rows)
-    assert plain.share.median == pytest.approx(1.0)
-    assert (held.share.low, held.share.high) == pytest.approx((0.25, 0.25))
-    assert held.kept.median == pytest.approx(0.95)
-    assert held.kept.count == 3
-
-
-def test_least_forgetting_at_a_gain():
-    settings = compare(COMPARISON)
-    chosen = {keep: least_forgetting(settings, keep) for keep in (0.95, 0.90, 0.88, 0.99)}
-    assert chosen[0.95].strengths == (("strength", 1.0),)
-    assert chosen[0.90].strengths == (("strength", 3.0),)
-    assert chosen[0.88].penalty == "kronecker+distill-self"
-    assert chosen[0.99] is None
-
-
-@pytest.mark.parametrize(
-    ("rows", "said"),
-    [
-        ([row(target=4.56), row("kronecker", 1.0)], "learned nothing"),
-        ([row(source=3.47), row("kronecker", 1.0)], "forgot nothing here (−0.0100 nats per token)"),
-        ([row(source=None), row("kronecker", 1.0)], "is unknown"),
-        ([row(), row("kronecker", 1.0, source=4.6)], "No penalty forgot less"),
-        (
-            [row(), row("kronecker", 1.0, source=3.6, target=4.0)],
-            "No penalty kept 90 % of plain LoRA’s gain; Kronecker",
-        ),
-        ([row(), row("kronecker", 1.0, source=3.4)], "gain without forgetting"),
-        ([row("kronecker", 1.0), row("kronecker", 3.0)], "no comparison"),
-    ],
-)
-def test_finding_says_no_more_than_the_rows(rows, said):
-    assert said in finding(compare(rows), "token").replace("\u00a0", " ")
-
-
-def test_support_tells_spread_and_choice():
-    rows = [row(seed=seed) for seed in range(2)]
-    rows += [row("kronecker", s, seed, 3.6 + seed / 10, 3.8) for s in (1.0, 3.0) for seed in range(2)]
-    said = " ".join(support(compare(rows), "token")).replace("\u00a0", " ")
-    assert "Over 2 seeds that forgetting was 12 % to 23 %." in said
-    assert "Of 2 settings with a penalty" in said
-    assert "One seed" not in said
-
-
-def test_layers_without_numbers_become_bars():
-    [bars] = compare([row("kronecker", 1.0, per_layer={"encoder": 0.1, "head": 0.3})])
-    [grid] = compare([row("kronecker", 1.0, per_layer={"a.0.x": 0.1, "a.1.x": 0.2, "b.0.x": 0.3, "top": 0.4})])
-    assert heat(bars, "token").data[0].type == "bar"
-    drawn = heat(grid, "token").data[0]
-    assert drawn.y == ("a: x", "b: x")
-    assert [list(line) for line in drawn.z] == [[0.1, 0.2], [0.3, None]]
 
 
 @pytest.mark.parametrize("content", [{}, {"schema": 2, "rows": [row()]}, {"schema": 1, "rows": []}])
