@@ -142,6 +142,7 @@ class Contender:
             "anchor_seconds": preparation,
             "seconds": trained.seconds,
             "seconds_per_step": trained.seconds_per_step,
+            "cpu_seconds_per_step": trained.cpu_seconds_per_step,
             "peak_memory_mb": trained.peak_memory_mb,
             "trainable_parameters": trained.trainable_parameters,
             "history": trained.history,

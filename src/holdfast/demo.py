@@ -18,7 +18,7 @@ PROMPTS = {
     "source": "Return a list of the names of all",
     "target": "def read(self, size=-1):\n    ",
 }
-MEASURED = 192  # blocks per side and split
+MEASURED = 128  # blocks per side and split
 TRAINED = 3200  # blocks of code at most: 200 steps see each once
 STEPS = 200
 

@@ -20,6 +20,8 @@ from holdfast.penalties.regularizer import Regularizer
 from holdfast.recipe import TrainingSettings
 from holdfast.trainers import HoldfastCallback
 
+WARM_UP = 4  # steps whose time says more of allocation than of work
+
 
 @dataclass
 class Trained:
@@ -27,7 +29,8 @@ class Trained:
 
     steps: int
     seconds: float
-    seconds_per_step: float
+    seconds_per_step: float  # mean, the first steps left out
+    cpu_seconds_per_step: float  # of this process: what other processes on the machine can't blur
     peak_memory_mb: float
     trainable_parameters: int
     history: list[dict[str, float]] = field(default_factory=list)
@@ -84,7 +87,8 @@ def train(
     return Trained(
         steps=trainer.state.global_step,
         seconds=seconds,
-        seconds_per_step=watch.median_step(),
+        seconds_per_step=_mean(watch.wall),
+        cpu_seconds_per_step=_mean(watch.cpu),
         peak_memory_mb=peak_memory_mb(),
         trainable_parameters=trainable,
         history=[entry for entry in trainer.state.log_history if "loss" in entry],
@@ -142,7 +146,8 @@ class _Watch(TrainerCallback):
     def __init__(self, folder: Path | None, on_step: Callable[[int, int], None] | None) -> None:
         self.log = None if folder is None else folder / "log.jsonl"
         self.on_step = on_step
-        self.times: list[float] = []
+        self.wall: list[float] = []
+        self.cpu: list[float] = []
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.log is None or not state.is_world_process_zero:
@@ -156,10 +161,12 @@ class _Watch(TrainerCallback):
         self.log.write_text("".join(f"{line}\n" for line in kept))
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.started = time.perf_counter()
+        self.started = time.perf_counter(), time.process_time()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.times.append(time.perf_counter() - self.started)
+        wall, cpu = self.started
+        self.wall.append(time.perf_counter() - wall)
+        self.cpu.append(time.process_time() - cpu)
         if self.on_step is not None:
             self.on_step(state.global_step, state.max_steps)
 
@@ -176,7 +183,8 @@ class _Watch(TrainerCallback):
             with self.log.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
 
-    def median_step(self) -> float:
-        """Seconds of the median step."""
-        ordered = sorted(self.times)
-        return ordered[len(ordered) // 2] if ordered else 0.0
+
+def _mean(times: list[float]) -> float:
+    """Not the median: a penalty of every n-th step must show."""
+    steady = times[WARM_UP:] or times
+    return sum(steady) / max(len(steady), 1)

@@ -65,6 +65,7 @@ def _full_reader(kind: LayerKind, module: Any, anchored: Tensor) -> Reader:
 
 def _adapter_reader(name: str, layer: Any, reference: Mapping[str, Tensor] | None) -> Reader:
     check_readable(name, layer)
+    _refuse_merged(name, layer)
     base = layer.base_layer
     kind = require_kind(name, base)
     anchored = None if reference is None else reference.get(name)
@@ -72,10 +73,7 @@ def _adapter_reader(name: str, layer: Any, reference: Mapping[str, Tensor] | Non
         anchored = None  # the base weight is the anchor: the adapter alone is the shift
 
     def read() -> Shift:
-        if getattr(layer, "merged", False):
-            raise HoldfastError(
-                f"the adapter on {name!r} is merged into the weight", remedy="call model.unmerge_adapter() first"
-            )
+        _refuse_merged(name, layer)
         active = active_of(layer)
         if not active:  # all of this layer's adapters are off: a shift of rank zero
             out, inn = kind.size(base)
@@ -104,6 +102,13 @@ def check_readable(name: str, layer: Any) -> None:
         wanted="LoRA (with rsLoRA, DoRA, PiSSA ...) or full fine-tuning",
         remedy="use LoRA on other layers, or hold on in function space: holdfast.Distill needs no shift",
     )
+
+
+def _refuse_merged(name: str, layer: Any) -> None:
+    if getattr(layer, "merged", False):
+        raise HoldfastError(
+            f"the adapter on {name!r} is merged into the weight", remedy="call model.unmerge_adapter() first"
+        )
 
 
 def _unlike(base: Any, down: Any) -> bool:
