@@ -239,4 +239,5 @@ def summed_loss(scored: Scored) -> Tensor:
         assert scored.loss is not None
         return scored.loss
     assert scored.labels is not None
-    return F.cross_entropy(scored.logits.float(), scored.labels, ignore_index=IGNORED, reduction="sum")
+    logits = scored.logits.to(torch.promote_types(scored.logits.dtype, torch.float32))
+    return F.cross_entropy(logits, scored.labels, ignore_index=IGNORED, reduction="sum")

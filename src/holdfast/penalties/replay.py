@@ -51,7 +51,8 @@ class Replay(Regularizer):
         if self.step % self.source.every:
             return torch.zeros((), device=device_of(self.model))
         inputs, labels = self.source.batch(self.source.chosen(self.step), self.model)
-        logits = self.model(**inputs).logits.float().flatten(0, 1)
+        logits = self.model(**inputs).logits.flatten(0, 1)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         loss = F.cross_entropy(logits, labels.flatten(), ignore_index=IGNORED)
         self._loss = float(loss.detach())
         return self.weight * self.source.every * loss

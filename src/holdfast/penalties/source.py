@@ -43,7 +43,7 @@ class SourceRows:
 
 def check_counts(weight: float, sequences: int, every: int) -> None:
     """Raise HoldfastError for numbers without a meaning."""
-    if not weight >= 0 or sequences < 1 or every < 1:
+    if not 0 <= weight < float("inf") or sequences < 1 or every < 1:
         raise HoldfastError(
             f"weight={weight}, sequences={sequences}, every={every}",
             wanted="a weight of at least 0, and counts of at least 1",

@@ -16,6 +16,19 @@ from holdfast.targets import base_layers, canonical
 Reader = Callable[[], Shift]
 
 
+class Kept:
+    """A tensor from the anchor that follows its layer: a Trainer places the model after the penalty was built."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+
+    def beside(self, weight: Tensor) -> Tensor:
+        """The tensor, on the weight's device."""
+        if self.tensor.device != weight.device:
+            self.tensor = self.tensor.to(weight.device)
+        return self.tensor
+
+
 def shifts(model: nn.Module, reference: Mapping[str, Tensor] | None = None) -> dict[str, Shift]:
     """Layer name -> shift, for every layer that can move.
 
@@ -60,7 +73,8 @@ def readers(model: nn.Module, reference: Mapping[str, Tensor] | None = None) -> 
 
 
 def _full_reader(kind: LayerKind, module: Any, anchored: Tensor) -> Reader:
-    return lambda: Dense(kind.matrix(module, module.weight - anchored))
+    kept = Kept(anchored)
+    return lambda: Dense(kind.matrix(module, module.weight - kept.beside(module.weight)))
 
 
 def _adapter_reader(name: str, layer: Any, reference: Mapping[str, Tensor] | None) -> Reader:
@@ -79,7 +93,7 @@ def _adapter_reader(name: str, layer: Any, reference: Mapping[str, Tensor] | Non
             out, inn = kind.size(base)
             return LowRank(base.weight.new_zeros(out, 0), base.weight.new_zeros(0, inn))
         if anchored is not None or any(has_magnitude(layer, a) for a in active):
-            weight = base.weight if anchored is None else anchored
+            weight = base.weight if anchored is None else anchored.to(base.weight.device)
             return Dense(effective(layer, kind, active) - kind.matrix(base, weight))
         return LowRank.stacked([factors(layer, adapter) for adapter in active])
 
@@ -113,7 +127,9 @@ def _refuse_merged(name: str, layer: Any) -> None:
 
 def _unlike(base: Any, down: Any) -> bool:
     """Whether an adapter's convolution walks over its input in another way than the layer it adapts."""
-    return any(getattr(base, setting, None) != getattr(down, setting, None) for setting in ("dilation", "padding_mode"))
+    return any(
+        getattr(base, setting, None) != getattr(down, setting, None) for setting in ("dilation", "padding_mode")
+    )
 
 
 def active_of(layer: Any) -> list[str]:
