@@ -20,22 +20,18 @@ def frontier(settings: Sequence[Setting], styles: Styles, item: str) -> Any:
         if any(s.gain.count > 1 for s in known if s.gain):
             _runs(figure, known, style, several_methods(settings))
         _medians(figure, known, style, settings)
-    for setting in settings if not several_methods(settings) else []:
-        if setting.is_plain and setting.gain and setting.gain.median > 0:
-            figure.add_vline(x=KEEP * setting.gain.median, line={"color": FAINT, "width": 1, "dash": "dot"})
-            figure.add_annotation(
-                x=KEEP * setting.gain.median,
-                y=1,
-                yref="paper",
-                text=f"{percent(KEEP)} of plain gain ",
-                showarrow=False,
-                xanchor="right",
-                yanchor="top",
-                font={"size": 11},
-                opacity=0.75,
-            )
     figure.update_yaxes(rangemode="tozero")
+    for setting in settings if not several_methods(settings) else []:
+        if setting.is_plain and setting.gain and setting.gain.median > 0:  # also keeps the axis from magnifying noise
+            _mark(figure, KEEP * setting.gain.median, f"{percent(KEEP)} of plain gain ")
     return figure
+
+
+def _mark(figure: Any, x: float, text: str) -> None:
+    """A dotted vertical line with its name on top, to the left."""
+    figure.add_vline(x=x, line={"color": FAINT, "width": 1, "dash": "dot"})
+    top = {"x": x, "xanchor": "right", "y": 1, "yref": "paper", "yanchor": "top"}
+    figure.add_annotation(**top, text=text, showarrow=False, font={"size": 11}, opacity=0.75)
 
 
 def _runs(figure: Any, settings: Sequence[Setting], style: Style, many: bool) -> None:
@@ -116,6 +112,9 @@ def forecast(settings: Sequence[Setting], styles: Styles, item: str) -> Any | No
         figure.update_yaxes(
             type="log", dtick="D2", tickformat="~g", title={"text": "forecast, nats (both scales log)"}
         )
+    else:
+        figure.update_xaxes(rangemode="tozero")
+        figure.update_yaxes(rangemode="tozero")
     ends = [min(values), max(values)]
     figure.add_scatter(
         x=ends, y=ends, mode="lines", line={"color": FAINT, "width": 1, "dash": "dot"}, hoverinfo="skip"

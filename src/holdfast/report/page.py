@@ -149,8 +149,12 @@ def _choices(settings: Sequence[Setting]) -> list[tuple[float, Setting]]:
     """For each share of plain gain that a user may want, the setting that forgets least."""
     if len([s for s in settings if not s.is_plain]) < 2 or several_methods(settings):
         return []
-    found = ((keep, least_forgetting(settings, keep)) for keep in KEEPS)
-    return [(keep, setting) for keep, setting in found if setting is not None]
+    found: list[tuple[float, Setting]] = []
+    for keep in KEEPS:
+        setting = least_forgetting(settings, keep)
+        if setting is not None and (not found or found[-1][1] is not setting):
+            found.append((keep, setting))
+    return found if len(found) > 1 else []
 
 
 def _bars(settings: Sequence[Setting], chosen: Sequence[Setting]) -> list[tuple[Setting, float | None]]:
