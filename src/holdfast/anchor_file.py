@@ -2,15 +2,18 @@
 
 import hashlib
 import json
+import math
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from holdfast import catalogue
+from holdfast.curvature.curvature import Curvature
 from holdfast.errors import HoldfastError
 from holdfast.files import whole_folder
 
@@ -23,13 +26,18 @@ TENSORS, FACTS = "anchor.safetensors", "anchor.json"
 
 def save(anchor: "Anchor", folder: Path) -> None:
     """Write the folder in one piece; a tensor that several layers share is stored once."""
+    check_destination(folder)
     stored: dict[str, Tensor] = {}
     layers: dict[str, dict[str, str]] = {}
-    known: dict[int, str] = {}
+    known: dict[tuple[int, torch.Size], str] = {}
+    alive = []  # so that no tensor takes the address of an earlier one
     for layer, curvature in anchor.curvatures.items():
         layers[layer] = {}
         for name, tensor in curvature.tensors().items():
-            key = known.setdefault(tensor.data_ptr(), f"{layer}/{name}") if tensor.numel() > 2 else f"{layer}/{name}"
+            alive.append(tensor)
+            key = f"{layer}/{name}"
+            if tensor.numel() > 2:
+                key = known.setdefault((tensor.data_ptr(), tensor.shape), key)
             if key not in stored:
                 stored[key] = tensor.detach().contiguous().cpu()
             layers[layer][name] = key
@@ -50,6 +58,17 @@ def save(anchor: "Anchor", folder: Path) -> None:
         (temporary / FACTS).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
 
 
+def check_destination(folder: Path) -> None:
+    """Raise HoldfastError where writing an anchor would replace a folder of other things."""
+    strangers = sorted(p.name for p in folder.iterdir() if p.name not in (TENSORS, FACTS)) if folder.is_dir() else []
+    if strangers:
+        raise HoldfastError(
+            f"{folder} holds other files than an anchor's: {', '.join(strangers[:3])}",
+            wanted="a new folder, an empty one, or an anchor to replace",
+            remedy="choose another --out",
+        )
+
+
 def load(folder: Path) -> dict[str, Any]:
     """The arguments of `Anchor`, checked."""
     facts = _read_facts(folder)
@@ -60,7 +79,20 @@ def load(folder: Path) -> dict[str, Any]:
             remedy="estimate the anchor again, or install the version that wrote it: "
             f"holdfast {facts.get('versions', {}).get('holdfast', '?')}",
         )
-    tensors = _read_tensors(folder, facts)
+    missing = {"curvature", "fisher", "items", "facts", "weights", "layers", "tensors_sha256"} - set(facts)
+    if missing:
+        raise _broken(folder, f"{FACTS} lacks {', '.join(sorted(missing))}")
+    return {
+        "curvatures": _curvatures(folder, facts, _read_tensors(folder, facts)),
+        "weights": facts["weights"],
+        "kind": facts["curvature"],
+        "fisher": facts["fisher"],
+        "items": facts["items"],
+        "facts": facts["facts"],
+    }
+
+
+def _curvatures(folder: Path, facts: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Curvature]:
     kind = catalogue.curvature(facts["curvature"])
     curvatures = {}
     for layer in facts["weights"]:
@@ -68,19 +100,16 @@ def load(folder: Path) -> dict[str, Any]:
         if names is None or any(key not in tensors for key in names.values()):
             raise _broken(folder, f"layer {layer!r} has no tensors")
         curvatures[layer] = kind.from_tensors({name: tensors[key] for name, key in names.items()})
+        weight = facts["weights"][layer]
+        if "float" in weight["dtype"] and math.prod(curvatures[layer].shape) != math.prod(weight["shape"]):
+            raise _broken(folder, f"layer {layer!r} has tensors of another shape than its weight")
     if not curvatures:
         raise _broken(folder, "it holds no layer")
-    extra = {key.rpartition("/")[0] for key in tensors} - set(facts["layers"])
+    used = {key for layer in facts["weights"] for key in facts["layers"][layer].values()}
+    extra = sorted(({key.rpartition("/")[0] for key in set(tensors) - used}) | set(facts["layers"]) - set(curvatures))
     if extra:
-        raise _broken(folder, f"it holds tensors of unknown layers: {', '.join(sorted(extra))}")
-    return {
-        "curvatures": curvatures,
-        "weights": facts["weights"],
-        "kind": facts["curvature"],
-        "fisher": facts["fisher"],
-        "items": facts["items"],
-        "facts": facts["facts"],
-    }
+        raise _broken(folder, f"it holds tensors of unknown layers: {', '.join(extra)}")
+    return curvatures
 
 
 def _read_facts(folder: Path) -> dict[str, Any]:
@@ -92,9 +121,12 @@ def _read_facts(folder: Path) -> dict[str, Any]:
             remedy="holdfast anchor --model ... --source ... --out DIR",
         )
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        facts = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise _broken(folder, f"{FACTS} is not JSON ({error})") from error
+    if not isinstance(facts, dict):
+        raise _broken(folder, f"{FACTS} is a {type(facts).__name__}, not an object")
+    return facts
 
 
 def _read_tensors(folder: Path, facts: dict[str, Any]) -> dict[str, Tensor]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from holdfast import catalogue
 from holdfast.anchor import Anchor
+from holdfast.anchor_file import check_destination
 from holdfast.batches import Row, collate
 from holdfast.data import check_tokenizer
 from holdfast.files import require_writable
@@ -35,6 +36,7 @@ def anchor_on(
     """Estimate and save an anchor; returns what it is and what it cost."""
     catalogue.curvature(curvature)
     require_writable(out.parent)
+    check_destination(out)
     model, tokenizer = load_model(name, dtype), load_tokenizer(name)
     check_tokenizer(tokenizer, model, length=length)
     rows: list[Row] | None = None

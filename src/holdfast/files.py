@@ -1,5 +1,6 @@
 """Files that are whole or absent: written under a temporary name, synced, renamed."""
 
+import errno
 import json
 import os
 import shutil
@@ -47,6 +48,8 @@ def whole_file(path: Path) -> Iterator[Path]:
 def whole_folder(path: Path) -> Iterator[Path]:
     """A temporary folder beside `path`; it replaces `path` when the block ends without an error."""
     path = Path(path)
+    if path.is_file():
+        raise _disk(path, NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR)))
     _make(path.parent)
     temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
     old = temporary.with_name(temporary.name + ".old")
@@ -60,10 +63,10 @@ def whole_folder(path: Path) -> Iterator[Path]:
             path.rename(old)
         temporary.rename(path)
     except OSError as error:
-        if old.exists() and not path.exists():
-            old.rename(path)
         raise _disk(path, error) from error
     finally:
+        if old.exists() and not path.exists():  # stopped between the two renames, by an error or by the user
+            old.rename(path)
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 SAMPLED_ENTRIES = 64
+SUBNORMAL = 2**-24  # float16's smallest number: what its rounding may lose besides
 
 
 def fingerprint(weight: Tensor) -> dict[str, Any]:
@@ -29,8 +30,13 @@ def identical(weight: Tensor, known: dict[str, Any]) -> bool:
     mine = fingerprint(weight)
     if mine["sha256"] == known["sha256"]:
         return True
-    # A cast model is the same model; an edited one in the same dtype is not.
-    return mine["dtype"] != known["dtype"] and alike(weight, known, tolerance=2**-7)
+    # A cast model is the same model, each entry within both dtypes' rounding; an edited one in the same dtype is not.
+    dtypes = [getattr(torch, one["dtype"]) for one in (mine, known)]
+    if dtypes[0] == dtypes[1] or mine["shape"] != known["shape"] or not all(d.is_floating_point for d in dtypes):
+        return False
+    ours, theirs = (torch.tensor(one["sample"], dtype=torch.float64) for one in (mine, known))
+    rounding = sum(torch.finfo(dtype).eps / 2 for dtype in dtypes)
+    return bool(((ours - theirs).abs() <= rounding * theirs.abs() + SUBNORMAL).all())
 
 
 def alike(weight: Tensor, known: dict[str, Any], tolerance: float = 1e-4) -> bool:
@@ -38,7 +44,7 @@ def alike(weight: Tensor, known: dict[str, Any], tolerance: float = 1e-4) -> boo
     mine = fingerprint(weight)
     if mine["shape"] != known["shape"]:
         return False
-    ours, theirs = torch.tensor(mine["sample"]), torch.tensor(known["sample"])
+    ours, theirs = (torch.tensor(one["sample"], dtype=torch.float64) for one in (mine, known))
     scale = theirs.abs().max().clamp_min(1e-12)
     return bool(((ours - theirs).abs() <= tolerance * scale).all()) and (
         abs(mine["norm"] - known["norm"]) <= tolerance * max(known["norm"], 1e-12)
