@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import trainer_worker as worker
+from peft import LoraConfig, get_peft_model
 from transformers import TrainerCallback
 
 import holdfast
@@ -204,6 +205,24 @@ def test_a_penalty_from_before_the_trainer_wrapped_the_model_is_refused(tmp_path
     trainer.add_callback(holdfast.HoldfastCallback(penalty))
     with pytest.raises(holdfast.HoldfastError, match="peft_config"):
         trainer.train()
+
+
+@pytest.mark.parametrize("start", ["lora", "pissa", "full"])
+def test_a_penalty_follows_the_model_that_a_trainer_moves(start: str) -> None:
+    model = worker.base_model(torch.float32)
+    anchor = holdfast.Anchor.estimate(
+        model, worker.batches(), curvature="diagonal", targets=["q_proj"], progress=False
+    )
+    if start == "full":
+        model.requires_grad_(False)
+        for layer in model.model.layers:
+            layer.self_attn.q_proj.requires_grad_(True)
+    else:
+        config = LoraConfig(target_modules=["q_proj"], init_lora_weights="pissa" if start == "pissa" else True)
+        model = get_peft_model(model, config)
+    penalty = holdfast.Penalty(model, anchor)
+    model.to("meta")  # stands for an accelerator: it mixes with no other device either
+    assert penalty().device == torch.device("meta")
 
 
 @pytest.mark.parametrize("call", [holdfast.HoldfastCallback, lambda: holdfast.attach(SimpleNamespace())])

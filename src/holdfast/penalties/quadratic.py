@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from holdfast.anchor import Anchor
 from holdfast.curvature.curvature import Curvature
 from holdfast.errors import HoldfastError
-from holdfast.layers import require_kind
+from holdfast.layers import device_of, require_kind
 from holdfast.penalties.regularizer import Regularizer
 from holdfast.shifts.low_rank import LowRank
-from holdfast.shifts.read import active_of, effective, factors, has_magnitude, readers
+from holdfast.shifts.read import Kept, active_of, effective, factors, has_magnitude, readers
 from holdfast.shifts.shift import Shift
 from holdfast.targets import base_layers, canonical
 
@@ -67,16 +67,26 @@ class Penalty(Regularizer):
         _check_number("damping", damping)
         self.model, self.anchor, self.strength, self.damping = model, anchor, strength, damping
         self.readers = _anchored_readers(model, anchor)
-        self.curvatures = _placed(model, {name: anchor.curvatures[name] for name in self.readers})
-        self._priced = {name: c.damped(damping) for name, c in self.curvatures.items()}
-        self._value = 0.0
+        self.curvatures = {name: anchor.curvatures[name] for name in self.readers}
+        self._device: torch.device | None = None
+        self._follow_model()
+        self._value: float | Tensor = 0.0
         self._warn_of_unpriced()
 
     def __call__(self) -> Tensor:
         """strength/2 * sum of q_l, a 0-d tensor."""
+        self._follow_model()
         total = self._sum(self._priced) * (self.strength / 2)
-        self._value = float(total.detach())
+        self._value = total.detach()
         return total
+
+    def _follow_model(self) -> None:
+        """Place the curvatures beside the weights, again where a Trainer has moved the model since."""
+        if self._device == device_of(self.model):
+            return
+        self._device = device_of(self.model)
+        self.curvatures = _placed(self.model, self.curvatures)
+        self._priced = {name: c.damped(self.damping) for name, c in self.curvatures.items()}
 
     def _sum(self, curvatures: dict[str, Curvature]) -> Tensor:
         forms = [quadratic_form(self.readers[name](), curvature) for name, curvature in curvatures.items()]
@@ -87,11 +97,13 @@ class Penalty(Regularizer):
         """1/2 sum of q_l without damping, in nats per source item; None for a curvature that predicts nothing."""
         if not next(iter(self.curvatures.values())).forecasts:
             return None
+        self._follow_model()
         with torch.no_grad():
             return 0.5 * float(self._sum(self.curvatures))
 
     def per_layer(self) -> dict[str, float]:
         """1/2 q_l of each layer, undamped."""
+        self._follow_model()
         with torch.no_grad():
             return {n: 0.5 * float(quadratic_form(self.readers[n](), c)) for n, c in self.curvatures.items()}
 
@@ -99,7 +111,7 @@ class Penalty(Regularizer):
         """The penalty as it joined the loss, and the forecast."""
         forecast = self.predicted_forgetting
         known = {} if forecast is None else {"predicted_forgetting": forecast}
-        return {"penalty": self._value, **known}
+        return {"penalty": float(self._value), **known}
 
     def _warn_of_unpriced(self) -> None:
         reached = {id(leaf) for reader in self.readers.values() for leaf in _leaves(reader())}
@@ -170,12 +182,20 @@ def _since(name: str, layer: Any, plain: Callable[[], Shift], anchor: Anchor) ->
     kind, active = require_kind(name, base), active_of(layer)
     with torch.no_grad():
         now = kind.matrix(base, effective(layer, kind, active))  # in the weight's own layout
-    if any(has_magnitude(layer, adapter) for adapter in active) or not anchor.is_at(name, now, exactly=False):
+    born = [factors(layer, adapter) for adapter in active]
+    unmoved = not any(bool(piece.up.any()) for piece in born)  # then the weight alone should be the anchored one
+    dora = any(has_magnitude(layer, adapter) for adapter in active)
+    if unmoved or dora or not anchor.is_at(name, now, exactly=False):
         raise anchor.foreign(f"{name}.weight differs from the anchored weight, with the adapter and without it")
     # W = W_res + s B A and W_anchor = W_res + s B0 A0, so D = s B A - s B0 A0 (PiSSA, arXiv 2404.02948).
-    born = [factors(layer, adapter) for adapter in active]
-    negative = [LowRank(-piece.up.detach().clone(), piece.down.detach().clone(), piece.scale) for piece in born]
-    return lambda: LowRank.stacked([*(factors(layer, a) for a in active_of(layer)), *negative])
+    start = [(Kept(-piece.up.detach()), Kept(piece.down.detach().clone()), piece.scale) for piece in born]
+
+    def read() -> Shift:
+        now = [factors(layer, adapter) for adapter in active_of(layer)]
+        negative = [LowRank(up.beside(base.weight), down.beside(base.weight), scale) for up, down, scale in start]
+        return LowRank.stacked([*now, *negative])
+
+    return read
 
 
 def _check_coverage(adapted: list[str], anchor: Anchor) -> None:
