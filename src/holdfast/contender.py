@@ -19,6 +19,8 @@ from holdfast.penalties.replay import Replay
 from holdfast.sampling import sample_from
 from holdfast.training import train
 
+FORECASTER = "kronecker"  # the curvature that forecasts for runs that did not hold on in weight space
+
 
 class Contender:
     """One seed's preparations, shared by its rows: anchors, sampled text, losses before."""
@@ -129,7 +131,6 @@ class Contender:
         )
         after = measure(model, self.work)
         quadratic = next((p for p in penalties if isinstance(p, Penalty)), None)
-        forecasts = [p.predicted_forgetting for p in penalties]
         return {
             "method": self.settings.method,
             "penalty": hold.label,
@@ -138,7 +139,7 @@ class Contender:
             "seed": self.seed,
             **sides(self.before, after, "test"),
             "validation": sides(self.before, after, "validation"),
-            "predicted_forgetting": forecasts[0] if forecasts else self._forecast(model),
+            "predicted_forgetting": self._forecast(model, penalties),
             "anchor_seconds": preparation,
             "seconds": trained.seconds,
             "seconds_per_step": trained.seconds_per_step,
@@ -150,10 +151,12 @@ class Contender:
             "samples": self.samples(model),
         }
 
-    def _forecast(self, model: nn.Module) -> float | None:
-        """What the Kronecker anchor says of a run that held on to nothing, where one was measured anyway."""
-        known = next((a for a in self._anchors.values() if catalogue.curvature(a.kind).forecasts), None)
-        return None if known is None else Penalty(model, known).predicted_forgetting
+    def _forecast(self, model: nn.Module, penalties: list[Regularizer]) -> float | None:
+        """The run's own forecast; where it has none, what the default anchor says of where it went."""
+        own = next((p.predicted_forgetting for p in penalties if p.predicted_forgetting is not None), None)
+        if own is not None:
+            return own
+        return Penalty(model, self.anchor(FORECASTER)).predicted_forgetting
 
     @cached_property
     def _samples_before(self) -> dict[str, str]:

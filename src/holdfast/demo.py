@@ -22,20 +22,30 @@ MEASURED = 128  # blocks per side and split
 TRAINED = 3200  # blocks of code at most: 200 steps see each once
 STEPS = 200
 
+# Two source sequences a step against answers stored before training: benchmarks/distill.py compares other ways.
+CHEAP = {"distill_sequences": 2, "distill_top_k": 64}
+
+
+def way(curvature: str | None = None, strength: float = 0.0, **more: Any) -> Hold:
+    """One way of holding on, with the demo's settings of distillation and replay."""
+    cheap = CHEAP if "distill" in more else {"distill_sequences": 2} if "replay" in more else {}
+    return Hold(curvature=curvature, strength=strength, **more, **cheap)
+
+
 # Strengths chosen on the validation part of `holdfast demo --sweep --seeds 3`: benchmarks/results/demo.json.
 USUAL = [
-    Hold(),
-    Hold(curvature="identity", strength=0.1),
-    Hold(curvature="kronecker", strength=2.0),
-    Hold(distill=0.4),
-    Hold(curvature="kronecker", strength=0.3, distill=0.4),
+    way(),
+    way("identity", 0.1),
+    way("kronecker", 8.0),
+    way(distill=0.6),
+    way("kronecker", 4.0, distill=0.6),
 ]
 FURTHER = [
-    Hold(curvature="diagonal", strength=10.0),
-    Hold(curvature="kronecker", strength=1.0, damping=0.1),
-    Hold(distill=0.4, distill_source="source"),
-    Hold(curvature="kronecker", strength=0.3, distill=0.4, distill_source="source"),
-    Hold(replay=0.3),
+    way("diagonal", 30.0),
+    way("kronecker", 4.0, damping=0.1),
+    way(distill=0.6, distill_source="source"),
+    way("kronecker", 4.0, distill=0.6, distill_source="source"),
+    way(replay=0.3),
 ]
 
 
@@ -77,15 +87,16 @@ def workload(common: ComparisonSettings) -> Workload:
 
 def grid() -> list[Hold]:
     """Every way of holding on at several strengths."""
-    holds = [Hold()]
-    holds += [Hold(curvature="identity", strength=s) for s in (0.01, 0.03, 0.1, 0.3, 1.0)]
-    holds += [Hold(curvature="diagonal", strength=s) for s in (1.0, 3.0, 10.0, 30.0)]
-    holds += [Hold(curvature="kronecker", strength=s) for s in (0.5, 1.0, 2.0, 4.0, 8.0)]
-    holds += [Hold(curvature="kronecker", strength=s, damping=0.1) for s in (0.5, 1.0, 2.0, 4.0)]
+    holds = [way()]
+    holds += [way("identity", strength) for strength in (0.03, 0.1, 0.3)]
+    holds += [way("diagonal", strength) for strength in (10.0, 30.0, 100.0)]
+    holds += [way("kronecker", strength) for strength in (2.0, 4.0, 8.0, 16.0)]
+    holds += [way("kronecker", strength, damping=0.1) for strength in (4.0, 16.0)]
     for where in ("self", "source"):
-        holds += [Hold(distill=w, distill_source=where) for w in (0.2, 0.4, 0.7, 1.0)]
-        holds += [Hold(curvature="kronecker", strength=0.3, distill=w, distill_source=where) for w in (0.2, 0.4)]
-    holds += [Hold(replay=w) for w in (0.1, 0.3, 1.0)]
+        holds += [way(distill=weight, distill_source=where) for weight in (0.3, 0.6, 1.2)]
+    holds += [way("kronecker", strength, distill=weight) for strength, weight in ((2.0, 0.3), (4.0, 0.6), (8.0, 0.6))]
+    holds += [way("kronecker", 4.0, distill=0.6, distill_source="source")]
+    holds += [way(replay=weight) for weight in (0.1, 0.3, 1.0)]
     return holds
 
 

@@ -1,5 +1,6 @@
 """Distillation from the model itself: hold on in function space, with or without old data."""
 
+from collections import deque
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from holdfast.pretrained import check_base, teaching
 from holdfast.progress import track
 from holdfast.sampling import sample_from
 
+REMEMBERED = 16  # evaluations in the measured forgetting: one draw of a few sequences is noisy
 SMALLEST = 1e-7  # of the probability left to the classes outside the stored ones: float32's own resolution
 
 
@@ -70,7 +72,7 @@ class Distill(Regularizer):
             source = [collate(sample_from(model, samples, length, seed=seed, progress=progress))]
         self.source = SourceRows(source, sequences, every, seed)
         self._cache = None if top_k is None else self._cached(top_k, progress)
-        self._divergence = 0.0
+        self._recent: deque[float] = deque(maxlen=REMEMBERED)
 
     def __call__(self) -> Tensor:
         """weight * KL at this step's sequences, a 0-d tensor; 0 at the steps that `every` skips."""
@@ -89,7 +91,7 @@ class Distill(Regularizer):
             indices = torch.cat([indices for indices, _ in stored]).to(keep.device)
             student = coarse(self._log_probabilities(inputs, keep), indices)
         divergence = F.kl_div(student, teacher, log_target=True, reduction="sum") / len(teacher)
-        self._divergence = float(divergence.detach())
+        self._recent.append(float(divergence.detach()))
         return self.weight * self.source.every * divergence
 
     def _log_probabilities(self, inputs: dict[str, Tensor], keep: Tensor) -> Tensor:
@@ -99,12 +101,12 @@ class Distill(Regularizer):
 
     @property
     def predicted_forgetting(self) -> float | None:
-        """The KL last measured on source sequences, in nats per item: it is seen, not extrapolated."""
-        return self._divergence
+        """The mean KL of the last evaluations on source sequences, in nats per item: seen, not extrapolated."""
+        return sum(self._recent) / len(self._recent) if self._recent else None
 
     def report(self) -> dict[str, float]:
         """The measured divergence."""
-        return {"distill_kl": self._divergence}
+        return {"distill_kl": self._recent[-1]} if self._recent else {}
 
     @torch.no_grad()
     def _cached(self, top_k: int, progress: bool) -> list[tuple[Tensor, Tensor]]:
