@@ -141,7 +141,7 @@ def test_logs_hold_task_loss_penalty_and_forecast_apart(kind: str, how: str, tmp
         torch.testing.assert_close(logged["loss"], plain.state.log_history[0]["loss"], rtol=0, atol=0)
         torch.testing.assert_close(logged["penalty"], expected)
         torch.testing.assert_close(logged["predicted_forgetting"], penalty.predicted_forgetting)
-        torch.testing.assert_close(logged["distill_kl"], distill.predicted_forgetting)
+        torch.testing.assert_close(logged["distill_kl"], distill.report()["distill_kl"])
 
 
 def test_trackers_see_the_figures_of_attach(tmp_path: Path) -> None:
@@ -182,9 +182,10 @@ def test_attach_refuses_sharded_parameters(chosen: dict[str, Any], remedy: str) 
 
 
 @pytest.mark.parametrize("how", WAYS)
-def test_a_penalty_on_another_model_is_refused(how: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("term", ["penalty", "distill"])
+def test_a_penalty_on_another_model_is_refused(how: str, term: str, tmp_path: Path) -> None:
     trainer = worker.make_trainer("Trainer", worker.lora_model(), str(tmp_path))
-    elsewhere = worker.make_term("penalty", worker.lora_model(), torch.float64)
+    elsewhere = worker.make_term(term, worker.lora_model(), torch.float64)
 
     def train() -> None:
         join(trainer, how, elsewhere)

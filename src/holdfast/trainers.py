@@ -161,14 +161,10 @@ def _refuse_sharding(args: TrainingArguments) -> None:
 
 
 def _require_trained(penalties: Sequence[Regularizer], model: nn.Module) -> None:
-    """Refuse a penalty whose gradient reaches nothing that the trainer trains; evaluates each once."""
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+    """Refuse a penalty whose gradient reaches nothing that the trainer trains."""
     trained = {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
     for penalty in penalties:
-        penalty.step = 0  # at which every term has a value
-        with torch.random.fork_rng(devices):  # the run draws as it would without the check
-            reached = penalty.reached()
-        if not trained & {id(parameter) for parameter in reached}:
+        if not trained & {id(parameter) for parameter in penalty.reached()}:
             raise HoldfastError(
                 f"the {penalty.name} term prices none of the weights that the trainer trains",
                 causes=["it was built on another copy of the model", "SFTTrainer(peft_config=...) wrapped it since"],

@@ -53,12 +53,17 @@ class Regularizer(ABC):
         return float(value.detach())
 
     def reached(self) -> list[nn.Parameter]:
-        """The trainable parameters that the term's gradient reaches, from one evaluation."""
+        """The trainable parameters that the term's gradient reaches."""
+        if not self.shared:  # it runs the whole model, on data of its own
+            return self._trainable()
         value = self()
         return [p for p, gradient in self._gradients(value) if gradient is not None] if value.requires_grad else []
 
+    def _trainable(self) -> list[nn.Parameter]:
+        return [p for p in self.model.parameters() if p.requires_grad]
+
     def _gradients(self, value: Tensor) -> list[tuple[nn.Parameter, Tensor | None]]:
-        parameters = [p for p in self.model.parameters() if p.requires_grad]
+        parameters = self._trainable()
         return list(zip(parameters, torch.autograd.grad(value, parameters, allow_unused=True), strict=True))
 
 
