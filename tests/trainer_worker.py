@@ -18,26 +18,20 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+import transformers
 from datasets import Dataset, disable_progress_bars
 from peft import LoraConfig, get_peft_model
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
-from transformers import (
-    LlamaConfig,
-    LlamaForCausalLM,
-    PreTrainedTokenizerFast,
-    PrinterCallback,
-    Trainer,
-    TrainingArguments,
-)
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from trl import SFTConfig, SFTTrainer
 
 import holdfast
 
 VOCABULARY, LENGTH, TARGETS = 48, 10, ["q_proj", "down_proj"]
 TRAINERS = ("Trainer", "SFTTrainer")
-torch.set_num_threads(1)  # tensors this small are slower on two threads, which spin
 TIGHT = 1e-3  # max_grad_norm far below every gradient here, so that clipping acts
+torch.set_num_threads(1)  # tensors this small are slower on two threads, which spin
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
@@ -120,8 +114,10 @@ def make_trainer(kind: str, model: Any, folder: str, **settings: Any) -> Any:
         args = SFTConfig(max_length=LENGTH, gradient_checkpointing=False, **given)
         trainer = SFTTrainer(model, args=args, train_dataset=rows(), processing_class=tokenizer(), **more)
     else:
-        trainer = Trainer(model, args=TrainingArguments(**given), train_dataset=rows(), **more)
-    trainer.remove_callback(PrinterCallback)
+        trainer = transformers.Trainer(
+            model, args=transformers.TrainingArguments(**given), train_dataset=rows(), **more
+        )
+    trainer.remove_callback(transformers.PrinterCallback)
     return trainer
 
 
