@@ -53,10 +53,9 @@ def rows(count: int = 16, seed: int = 1) -> Dataset:
 def base_model(dtype: torch.dtype = torch.float64) -> Any:
     """A random Llama of two layers."""
     torch.manual_seed(0)
+    sizes = {"vocab_size": VOCABULARY, "hidden_size": 16, "intermediate_size": 24}
     config = LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=16,
-        intermediate_size=24,
+        **sizes,
         num_hidden_layers=2,
         num_attention_heads=2,
         max_position_embeddings=64,
@@ -114,9 +113,8 @@ def make_trainer(kind: str, model: Any, folder: str, **settings: Any) -> Any:
         args = SFTConfig(max_length=LENGTH, gradient_checkpointing=False, **given)
         trainer = SFTTrainer(model, args=args, train_dataset=rows(), processing_class=tokenizer(), **more)
     else:
-        trainer = transformers.Trainer(
-            model, args=transformers.TrainingArguments(**given), train_dataset=rows(), **more
-        )
+        args = transformers.TrainingArguments(**given)
+        trainer = transformers.Trainer(model, args=args, train_dataset=rows(), **more)
     trainer.remove_callback(transformers.PrinterCallback)
     return trainer
 
