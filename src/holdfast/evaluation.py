@@ -55,5 +55,13 @@ def mean_loss(
     if items == 0:
         raise HoldfastError(f"{name}: no scored item to measure a loss on", remedy="give more data")
     if not math.isfinite(total):
-        raise HoldfastError(f"{name}: the loss is {total}", causes=["the model's weights hold NaN or overflow"])
+        raise HoldfastError(
+            f"{name}: the loss is {total}",
+            causes=[
+                "the model's weights hold NaN",
+                "float16 overflows",
+                "the learning rate is too high",
+            ],
+            remedy="look at the weights, load the model in float32, or lower the learning rate",
+        )
     return Loss(total / items, items)

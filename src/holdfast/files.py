@@ -12,6 +12,9 @@ from typing import Any
 
 from holdfast.errors import HoldfastError
 
+_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM}
+_DISK |= {errno.ENOTDIR, errno.EEXIST, errno.EISDIR}
+
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file in one piece."""
@@ -35,11 +38,13 @@ def whole_file(path: Path) -> Iterator[Path]:
     temporary = Path(name)
     try:
         yield temporary
-        _sync(temporary)
+        sync(temporary)
         os.chmod(temporary, 0o666 & ~_umask())
         temporary.replace(path)
-    except OSError as error:
-        raise _disk(path, error) from error
+    except Exception as error:
+        if not is_about_the_disk(error):
+            raise
+        raise not_written(path, error) from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -49,21 +54,21 @@ def whole_folder(path: Path) -> Iterator[Path]:
     """A temporary folder beside `path`; it replaces `path` when the block ends without an error."""
     path = Path(path)
     if path.is_file():
-        raise _disk(path, NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR)))
+        raise not_written(path, NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR)))
     _make(path.parent)
     temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
     old = temporary.with_name(temporary.name + ".old")
     try:
         yield temporary
-        for file in temporary.rglob("*"):
-            if file.is_file():
-                _sync(file)
+        sync(temporary)
         os.chmod(temporary, 0o777 & ~_umask())
         if path.exists():
             path.rename(old)
         temporary.rename(path)
-    except OSError as error:
-        raise _disk(path, error) from error
+    except Exception as error:
+        if not is_about_the_disk(error):
+            raise
+        raise not_written(path, error) from error
     finally:
         if old.exists() and not path.exists():  # stopped between the two renames, by an error or by the user
             old.rename(path)
@@ -78,19 +83,21 @@ def require_writable(path: Path) -> None:
         with tempfile.NamedTemporaryFile(dir=path):
             pass
     except OSError as error:
-        raise _disk(Path(path), error) from error
+        raise not_written(Path(path), error) from error
 
 
 def _make(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise _disk(folder, error) from error
+        raise not_written(folder, error) from error
 
 
-def _sync(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
+def sync(path: Path) -> None:
+    """Have a file, or every file in a folder, on the disk and not in its cache."""
+    for file in [path] if path.is_file() else [one for one in path.rglob("*") if one.is_file()]:
+        with file.open("rb") as opened:
+            os.fsync(opened.fileno())
 
 
 def _umask() -> int:
@@ -99,9 +106,18 @@ def _umask() -> int:
     return current
 
 
-def _disk(path: Path, error: OSError) -> HoldfastError:
+def is_about_the_disk(error: BaseException) -> bool:
+    """Whether something could not be written; safetensors and torch have exceptions of their own for it."""
+    if isinstance(error, OSError):
+        return error.errno in _DISK
+    said = str(error)
+    return any(number in said for number in ("os error 28", "os error 122")) or "PytorchStreamWriter failed" in said
+
+
+def not_written(path: Path, error: BaseException) -> HoldfastError:
+    """The error for what could not be written."""
     return HoldfastError(
-        f"could not write {path}: {error.strerror or error}",
+        f"could not write {path}: {getattr(error, 'strerror', None) or error}",
         causes=["the disk is full", "the folder is not yours to write to", "a file stands where a folder should"],
         remedy="free some space or choose another --out; what was there before is untouched",
     )

@@ -1,5 +1,6 @@
 """Loading a causal language model and its tokenizer from a folder or the hub."""
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +17,25 @@ def load_model(name: str, dtype: str = "auto") -> Any:
         dtype: "auto" keeps the checkpoint's.
 
     Raises:
-        HoldfastError: no such folder or id, a folder without a model, or an unreadable one.
+        HoldfastError: no such folder or id, a folder without a model, an unreadable one, or one without some weights.
     """
     from transformers import AutoModelForCausalLM
 
     _check_place(name)
     wanted: Any = dtype if dtype == "auto" else getattr(torch, dtype)
     try:
-        model: Any = AutoModelForCausalLM.from_pretrained(name, dtype=wanted)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(name, dtype=wanted, output_loading_info=True)
     except Exception as error:  # transformers, hub, safetensors and torch each raise their own
         raise _not_loaded("model", name, error) from error
+    model, info = loaded
+    missing = sorted(info["missing_keys"])
+    if missing:  # transformers fills them with random numbers
+        raise HoldfastError(
+            f"{len(missing)} weights of the model {name!r} are not in its checkpoint: {', '.join(missing[:3])}"
+            + (", ..." if len(missing) > 3 else ""),
+            causes=["it is no causal language model", "a file of the checkpoint is missing"],
+            remedy="name a checkpoint of a whole causal language model",
+        )
     if torch.cuda.is_available():
         model = model.to("cuda")
     return model.eval()
@@ -46,6 +56,15 @@ def load_tokenizer(name: str) -> Any:
         raise _not_loaded("tokenizer", name, error) from error
 
 
+def check_adapter(folder: str | Path) -> None:
+    """Raise HoldfastError unless the folder looks like a saved PEFT adapter."""
+    if not (Path(folder) / "adapter_config.json").is_file():
+        raise HoldfastError(
+            f"{folder} is not a PEFT adapter: adapter_config.json is missing",
+            remedy="name the folder that `holdfast tune` wrote: OUT/adapter",
+        )
+
+
 def load_adapter(model: Any, folder: str) -> Any:
     """The model with a saved PEFT adapter.
 
@@ -54,17 +73,16 @@ def load_adapter(model: Any, folder: str) -> Any:
     """
     from peft import PeftModel
 
-    if not (Path(folder) / "adapter_config.json").is_file():
-        raise HoldfastError(
-            f"{folder} is not a PEFT adapter: adapter_config.json is missing",
-            remedy="name the folder that `holdfast tune` wrote: OUT/adapter",
-        )
+    check_adapter(folder)
     try:
-        return PeftModel.from_pretrained(model, folder).eval()
+        with warnings.catch_warnings():  # PEFT leaves an adapter's missing weights at their start, and only warns
+            warnings.filterwarnings("error", message="Found missing adapter keys")
+            return PeftModel.from_pretrained(model, folder).eval()
     except Exception as error:  # shapes that differ raise RuntimeError, unknown types KeyError or ValueError
         raise HoldfastError(
-            f"the adapter in {folder} does not fit the model: {_first_line(error)}",
+            f"the adapter in {folder} does not fit the model: {_reason(error)}",
             causes=["it was trained on another base model", "the folder is incomplete"],
+            remedy="name the model that the adapter's README.md names",
         ) from error
 
 
@@ -83,12 +101,16 @@ def _check_place(name: str) -> None:
 
 def _not_loaded(what: str, name: str, error: Exception) -> HoldfastError:
     return HoldfastError(
-        f"the {what} {name!r} could not be loaded: {_first_line(error)}",
+        f"the {what} {name!r} could not be loaded: {_reason(error)}",
         wanted="a folder written by save_pretrained, or the id of a causal language model on the hub",
         causes=["the name is misspelt", "the hub can't be reached or wants a login", "the checkpoint is incomplete"],
         remedy="check the name; without a network, name a local folder",
     )
 
 
-def _first_line(error: Exception) -> str:
-    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+def _reason(error: Exception) -> str:
+    """What went wrong in one line; where a message goes on after a colon, what follows it too."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if not lines:
+        return type(error).__name__
+    return f"{lines[0]} {lines[1]}" if lines[0].endswith(":") and len(lines) > 1 else lines[0]

@@ -1,10 +1,12 @@
 """Recipes: everything a run was asked for, validated before anything heavy starts."""
 
+import copy
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from holdfast.errors import HoldfastError, closest
 
@@ -14,7 +16,7 @@ SAMPLE_LENGTH = 128  # tokens of a sequence sampled from the model
 class Settings(BaseModel):
     """A part of a recipe; an unknown key is an error."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class TrainingSettings(Settings):
@@ -25,7 +27,7 @@ class TrainingSettings(Settings):
     batch_size: int = Field(8, ge=1)
     accumulate: int = Field(1, ge=1, description="gradient accumulation steps")
     learning_rate: float = Field(2e-4, gt=0)
-    schedule: str = "cosine"
+    schedule: Literal["cosine", "linear", "constant", "constant_with_warmup", "inverse_sqrt"] = "cosine"
     warmup: float = Field(0.03, ge=0, lt=1, description="share of the steps")
     weight_decay: float = Field(0.0, ge=0)
     clip: float = Field(1.0, ge=0, description="max_grad_norm; 0 for none")
@@ -34,14 +36,29 @@ class TrainingSettings(Settings):
     save_steps: int = Field(0, ge=0, description="a checkpoint every so many steps; 0 for none")
     report_to: list[str] = []
 
+    @field_validator("steps")
+    @classmethod
+    def _some_steps(cls, steps: int) -> int:
+        if steps < 1 and steps != -1:
+            raise ValueError("at least 1 step, or -1 for as many as the epochs take")
+        return steps
+
 
 class DataSettings(Settings):
-    """Where text comes from: a file, a folder, or a hub id, with its columns; "self" samples the model."""
+    """Where text comes from: a file, a folder, or a hub id, with its columns; "self" samples the model.
+
+    A recipe may give the path alone: `target: tickets.jsonl`.
+    """
 
     path: str
     text: str | None = None
     prompt: str | None = None
     completion: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _path_alone(cls, value: Any) -> Any:
+        return {"path": value} if isinstance(value, str) else value
 
 
 class TuneRecipe(Settings):
@@ -79,7 +96,7 @@ class TuneRecipe(Settings):
 Recipe = TypeVar("Recipe", bound=Settings)
 
 
-def validate(cls: type[Recipe], values: dict[str, Any]) -> Recipe:
+def validate(cls: type[Recipe], values: Mapping[str, Any]) -> Recipe:
     """The recipe of these values.
 
     Raises:
@@ -88,24 +105,32 @@ def validate(cls: type[Recipe], values: dict[str, Any]) -> Recipe:
     try:
         return cls.model_validate(values)
     except ValidationError as error:
-        lines = [_explain(cls, problem) for problem in error.errors()]
-        raise HoldfastError("; ".join(lines), wanted=f"the keys of a {cls.__name__}") from error
+        known = _known_keys(cls)
+        said = "; ".join(dict.fromkeys(_explain(known, problem) for problem in error.errors()))
+        unknown = "unknown key" in said and "did you mean" not in said
+        raise HoldfastError(said, wanted=f"keys of a recipe: {', '.join(known)}" if unknown else "") from error
 
 
-def _explain(cls: type[Settings], problem: Any) -> str:
-    name = ".".join(str(part) for part in problem["loc"])
+def _explain(known: list[str], problem: Any) -> str:
+    name = ".".join(str(part) for part in problem["loc"] if part not in ("str", "list[str]"))
     if problem["type"] == "extra_forbidden":
-        near = closest(str(problem["loc"][-1]), _known_keys(cls))
-        return f"unknown key {name!r}" + (f" (did you mean {near}?)" if near else "")
-    message = problem["msg"].removeprefix("Value error, ")
-    return f"{name}: {message}" if name else message
+        near = closest(name, known, count=1)
+        return f"unknown key {name!r}" + (f" (did you mean {near!r}?)" if near else "")
+    if problem["type"] == "missing":
+        return f"{name} is missing"
+    if problem["type"] == "model_type":
+        return f"{name}: it should be a mapping of keys to values (got {problem['input']!r})"
+    message = problem["msg"].removeprefix("Value error, ").replace("Input should", "it should")
+    return f"{name}: {message} (got {problem['input']!r})" if name else message
 
 
-def _known_keys(cls: type[Settings]) -> list[str]:
-    keys = list(cls.model_fields)
-    for known in cls.model_fields.values():
-        if isinstance(known.annotation, type) and issubclass(known.annotation, Settings):
-            keys += _known_keys(known.annotation)
+def _known_keys(cls: type[Settings], prefix: str = "") -> list[str]:
+    """The dotted names of all keys."""
+    keys = []
+    for name, known in cls.model_fields.items():
+        kinds = [known.annotation, *get_args(known.annotation)]
+        part = next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Settings)), None)
+        keys += [f"{prefix}{name}"] if part is None else _known_keys(part, f"{prefix}{name}.")
     return keys
 
 
@@ -118,31 +143,68 @@ def load(path: Path) -> dict[str, Any]:
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise HoldfastError(f"the recipe {path} can't be read: {error.strerror}") from error
+        raise _no_recipe(f"the recipe {path} can't be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise _no_recipe(f"the recipe {path} is not text: {error.reason}") from error
     except yaml.YAMLError as error:
-        raise HoldfastError(f"the recipe {path} is not YAML: {error}") from error
+        raise _no_recipe(f"the recipe {path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
-        raise HoldfastError(f"the recipe {path} is not a mapping of keys to values")
+        raise _no_recipe(f"the recipe {path} is not a mapping of keys to values")
     return values
 
 
-def override(values: dict[str, Any], settings: list[str]) -> dict[str, Any]:
-    """`a.b=c` set in a copy of the values; c is read as YAML."""
-    changed = yaml.safe_load(yaml.safe_dump(values))
+def _no_recipe(what: str) -> HoldfastError:
+    return HoldfastError(
+        what,
+        wanted='a YAML file of "key: value" lines, such as the recipe.resolved.yaml of a run',
+        causes=["data is named with --target or --source, not as the recipe"],
+        remedy="name the recipe, or leave it out and pass --model and --target",
+    )
+
+
+def merge(values: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """The values with what is given in their place; parts are merged key by key, and None means not given."""
+    merged = dict(values)
+    for key, value in given.items():
+        if isinstance(value, Mapping):
+            old = merged.get(key)
+            new = merge({"path": old} if isinstance(old, str) else old if isinstance(old, Mapping) else {}, value)
+            if new:
+                merged[key] = new
+        elif value is not None:
+            merged[key] = value
+    return merged
+
+
+def override(values: Mapping[str, Any], settings: list[str]) -> dict[str, Any]:
+    """`a.b=c` set in a copy of the values; c is read as YAML.
+
+    Raises:
+        HoldfastError: no equals sign, a value that is not YAML, or a part that is not one.
+    """
+    changed = copy.deepcopy(dict(values))
     for setting in settings:
         key, equals, value = setting.partition("=")
-        if not equals:
-            raise HoldfastError(f"--set {setting}", wanted="--set key=value, or --set part.key=value")
+        if not equals or not key:
+            raise HoldfastError(f"--set {setting} sets nothing", wanted="--set key=value, or --set part.key=value")
         *parents, leaf = key.split(".")
         place = changed
         for parent in parents:
+            if parent in ("target", "source") and isinstance(place.get(parent), str):  # the path alone
+                place[parent] = {"path": place[parent]}
             place = place.setdefault(parent, {})
             if not isinstance(place, dict):
                 raise HoldfastError(f"--set {setting}: {parent!r} is not a part of the recipe")
-        place[leaf] = yaml.safe_load(value)
+        try:
+            place[leaf] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise HoldfastError(
+                f"--set {setting}: the value is not YAML: {' '.join(str(error).split())}",
+                remedy="put it in quotes: --set 'key=\"value\"'",
+            ) from error
     return changed
 
 
 def dump(recipe: Settings) -> str:
     """The resolved recipe as YAML."""
-    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)

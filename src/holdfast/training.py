@@ -1,26 +1,29 @@
 """Training a prepared model on rows of text, through `transformers.Trainer` with the penalties beside it."""
 
 import json
-import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
-from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
-from transformers.trainer_utils import get_last_checkpoint
+from torch import Tensor, nn
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
 
+from holdfast import checkpoints, files
 from holdfast.batches import Row, collate
+from holdfast.checkpoints import Run
 from holdfast.errors import HoldfastError
 from holdfast.machine import peak_memory_mb, reset_peak_memory
 from holdfast.penalties.regularizer import Regularizer
+from holdfast.progress import bar
 from holdfast.recipe import TrainingSettings
 from holdfast.trainers import HoldfastCallback
 
 WARM_UP = 4  # steps whose time says more of allocation than of work
+LIVE_LOG = "log.partial.jsonl"  # one line per logged step, while it runs
 
 
 @dataclass
@@ -43,7 +46,8 @@ def train(
     *,
     penalties: Sequence[Regularizer] = (),
     folder: Path | None = None,
-    resume: bool = False,
+    run: Run | None = None,
+    checkpoint: Path | None = None,
     seed: int = 0,
     on_step: Callable[[int, int], None] | None = None,
     quiet: bool = False,
@@ -55,34 +59,27 @@ def train(
         rows: token ids and labels; batches are drawn from them in an order given by the seed.
         settings: steps, batch, learning rate and the like.
         penalties: added once per optimizer step.
-        folder: where `checkpoints/` and `log.jsonl` go; None keeps nothing.
-        resume: continue from the last checkpoint in the folder, to the same result as an uninterrupted run.
+        folder: where `checkpoints/` and the live log go; None keeps nothing.
+        run: what its checkpoints say that they belong to; None writes no checkpoints.
+        checkpoint: go on from there, to the same result as an uninterrupted run.
         seed: of order, dropout and initialisation.
         on_step: called with (step, steps) after each step.
-        quiet: no progress bar of the Trainer's own.
+        quiet: no progress bar.
 
     Raises:
-        HoldfastError: nothing to train, no checkpoint to resume from, or a loss that is not finite.
+        HoldfastError: nothing to train, settings that the trainer refuses, a loss that is not finite, no disk space.
     """
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     if trainable == 0:
         raise HoldfastError("no parameter of the model is trainable", remedy="prepare it with a tuner first")
     set_seed(seed)
-    arguments = _arguments(settings, folder, seed, quiet)
-    watch = _Watch(folder, on_step)
+    watch = _Watch(folder, run, checkpoint, on_step)
     callbacks: list[TrainerCallback] = [HoldfastCallback(*penalties), watch] if penalties else [watch]
-    trainer = Trainer(
-        model=model,
-        args=arguments,
-        train_dataset=list(rows),
-        data_collator=collate,
-        callbacks=callbacks,
-    )
-    if quiet:
-        trainer.remove_callback(_printer())
+    trainer = _trainer(model, rows, _settings(settings, folder if run is not None else None, seed), callbacks)
     reset_peak_memory()
     started = time.perf_counter()
-    trainer.train(resume_from_checkpoint=_checkpoint(folder) if resume else None)
+    with _keeping_whole(folder), bar("train", None, shown=not quiet, unit="step") as watch.bar:
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     seconds = time.perf_counter() - started
     return Trained(
         steps=trainer.state.global_step,
@@ -95,70 +92,109 @@ def train(
     )
 
 
-def _arguments(settings: TrainingSettings, folder: Path | None, seed: int, quiet: bool) -> TrainingArguments:
+def _settings(settings: TrainingSettings, folder: Path | None, seed: int) -> dict[str, Any]:
+    """The arguments of `TrainingArguments`."""
     saving = folder is not None and settings.save_steps > 0
-    return TrainingArguments(
-        output_dir=str((folder or Path()) / "checkpoints"),
-        per_device_train_batch_size=settings.batch_size,
-        gradient_accumulation_steps=settings.accumulate,
-        max_steps=settings.steps,
-        learning_rate=settings.learning_rate,
-        lr_scheduler_type=settings.schedule,
-        warmup_steps=math.ceil(settings.warmup * settings.steps) if settings.steps > 0 else 0,
-        num_train_epochs=settings.epochs,
-        weight_decay=settings.weight_decay,
-        max_grad_norm=settings.clip,
-        bf16=settings.bf16,
-        logging_steps=settings.log_steps,
-        logging_nan_inf_filter=False,  # a loss that is not finite must be seen
-        save_strategy="steps" if saving else "no",
-        save_steps=max(settings.save_steps, 1),
-        save_total_limit=2,
-        remove_unused_columns=False,
-        use_cpu=not torch.cuda.is_available(),
-        report_to=settings.report_to,
-        disable_tqdm=quiet,
-        seed=seed,
-        data_seed=seed,
-    )
+    return {
+        "output_dir": str((folder or Path()) / checkpoints.FOLDER),
+        "per_device_train_batch_size": settings.batch_size,
+        "gradient_accumulation_steps": settings.accumulate,
+        "max_steps": settings.steps,
+        "learning_rate": settings.learning_rate,
+        "lr_scheduler_type": settings.schedule,
+        "warmup_steps": settings.warmup,  # below 1: a share
+        "num_train_epochs": settings.epochs,
+        "weight_decay": settings.weight_decay,
+        "max_grad_norm": settings.clip,
+        "bf16": settings.bf16,
+        "logging_steps": settings.log_steps,
+        "logging_nan_inf_filter": False,  # a loss that is not finite must be seen
+        "save_strategy": "steps" if saving else "no",
+        "save_steps": max(settings.save_steps, 1),
+        "remove_unused_columns": False,
+        "use_cpu": not torch.cuda.is_available(),
+        "report_to": settings.report_to,
+        "disable_tqdm": True,  # its bar writes the logs to standard output
+        "seed": seed,
+        "data_seed": seed,
+    }
 
 
-def _printer() -> type[TrainerCallback]:
-    from transformers import PrinterCallback
-
-    return PrinterCallback
-
-
-def _checkpoint(folder: Path | None) -> str:
-    found = get_last_checkpoint(str(folder / "checkpoints")) if folder and (folder / "checkpoints").is_dir() else None
-    if found is None:
-        raise HoldfastError(
-            f"there is no checkpoint to resume from in {folder}",
-            causes=["the run stopped before its first checkpoint", "--out names another folder"],
-            remedy="start again without --resume",
+def _trainer(
+    model: nn.Module, rows: Sequence[Row], settings: dict[str, Any], callbacks: list[TrainerCallback]
+) -> Trainer:
+    try:
+        trainer = _Trainer(
+            model=model,
+            args=TrainingArguments(**settings),
+            train_dataset=list(rows),
+            data_collator=collate,
+            callbacks=callbacks,
         )
-    return found
+    except (ValueError, RuntimeError, ImportError) as error:  # a tracker that is not installed, bf16 that is not there
+        raise HoldfastError(
+            f"the trainer refuses these settings: {' '.join(str(error).split())}",
+            causes=["training.report_to names a tracker that is not installed", "training.bf16 on a machine without"],
+            remedy="mend the recipe's training part",
+        ) from error
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+class _Trainer(Trainer):
+    """Stops at the first loss that is not finite, before its gradient reaches the weights or a checkpoint."""
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        loss = super().training_step(*args, **kwargs)
+        if not bool(torch.isfinite(loss)):
+            raise HoldfastError(
+                f"the training loss is {float(loss)} at step {self.state.global_step + 1}",
+                causes=[
+                    "the learning rate or the strength is too high",
+                    "float16 overflows",
+                    "the pre-trained weights hold NaN",
+                ],
+                remedy="start again with a lower --learning-rate, or in float32 (--set dtype=float32)",
+            )
+        return loss
+
+
+@contextmanager
+def _keeping_whole(folder: Path | None) -> Iterator[None]:
+    """Remove a checkpoint that was being written when training stopped; explain a full disk."""
+    try:
+        yield
+    except Exception as error:
+        if folder is None or not files.is_about_the_disk(error):
+            raise
+        raise files.not_written(folder / checkpoints.FOLDER, error) from error
+    finally:
+        if folder is not None:
+            checkpoints.discard_cut(folder)
 
 
 class _Watch(TrainerCallback):
-    """Times the steps, passes progress on, writes `log.jsonl`, and stops at a loss that is not finite."""
+    """Times the steps, passes progress on, writes the live log, and seals checkpoints."""
 
-    def __init__(self, folder: Path | None, on_step: Callable[[int, int], None] | None) -> None:
-        self.log = None if folder is None else folder / "log.jsonl"
-        self.on_step = on_step
+    def __init__(
+        self,
+        folder: Path | None,
+        run: Run | None,
+        checkpoint: Path | None,
+        on_step: Callable[[int, int], None] | None,
+    ) -> None:
+        self.folder, self.run, self.on_step = folder, run, on_step
+        self.own = [] if checkpoint is None else [checkpoint]  # checkpoints of this run
+        self.bar: Any = None
         self.wall: list[float] = []
         self.cpu: list[float] = []
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.log is None or not state.is_world_process_zero:
-            return
-        kept = []
-        if state.global_step > 0 and self.log.is_file():  # resumed: the log goes on from the checkpoint
-            kept = [
-                line for line in self.log.read_text().splitlines() if json.loads(line)["step"] <= state.global_step
-            ]
-        self.log.parent.mkdir(parents=True, exist_ok=True)
-        self.log.write_text("".join(f"{line}\n" for line in kept))
+        self.bar.reset(total=state.max_steps)
+        self.bar.update(state.global_step)
+        if self.folder is not None and state.is_world_process_zero:
+            earlier = [entry for entry in state.log_history if "loss" in entry]  # resumed: the log goes on
+            files.write_text(self.folder / LIVE_LOG, "".join(map(log_line, earlier)))
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.started = time.perf_counter(), time.process_time()
@@ -167,21 +203,31 @@ class _Watch(TrainerCallback):
         wall, cpu = self.started
         self.wall.append(time.perf_counter() - wall)
         self.cpu.append(time.process_time() - cpu)
+        self.bar.update()
         if self.on_step is not None:
             self.on_step(state.global_step, state.max_steps)
+        if state.global_step == state.max_steps:
+            control.should_log = True  # the end is in the log, whatever it is a multiple of
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.folder is None or self.run is None or not state.is_world_process_zero:
+            return
+        checkpoint = self.folder / checkpoints.FOLDER / f"checkpoint-{state.global_step}"
+        checkpoints.seal(checkpoint, self.run)
+        self.own = checkpoints.keep_only(self.folder, [*self.own, checkpoint])
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         if not logs or "loss" not in logs:
             return
-        if not math.isfinite(logs["loss"]):
-            raise HoldfastError(
-                f"the training loss is {logs['loss']} at step {state.global_step}",
-                causes=["the learning rate is too high", "float16 overflows", "the data holds an empty completion"],
-                remedy="lower --learning-rate, or train in float32; the last checkpoint is untouched",
-            )
-        if self.log is not None and state.is_world_process_zero:
-            with self.log.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
+        self.bar.set_postfix_str(f"loss {logs['loss']:.3f}")
+        if self.folder is not None and state.is_world_process_zero:
+            with (self.folder / LIVE_LOG).open("a", encoding="utf-8") as file:
+                file.write(log_line({"step": state.global_step, **logs}))
+
+
+def log_line(entry: dict[str, Any]) -> str:
+    """One line of `log.jsonl`, the step first."""
+    return json.dumps({"step": entry["step"], **entry}) + "\n"
 
 
 def _mean(times: list[float]) -> float:

@@ -1,15 +1,18 @@
 """`holdfast tune` on the user's own model and data: train, measure both sides, write everything down."""
 
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from holdfast import catalogue
+from holdfast import catalogue, checkpoints
 from holdfast.anchor import Anchor
 from holdfast.batches import collate
 from holdfast.card import write_card
+from holdfast.checkpoints import Run
 from holdfast.data import check_tokenizer
 from holdfast.errors import HoldfastError
 from holdfast.files import require_writable, whole_folder, write_json, write_text
@@ -20,8 +23,8 @@ from holdfast.penalties.quadratic import Penalty
 from holdfast.penalties.regularizer import Regularizer
 from holdfast.recipe import TuneRecipe, dump
 from holdfast.report import page
-from holdfast.sides import SELF, Side, held_out_loss, read_side, sampled_side
-from holdfast.training import Trained, train
+from holdfast.sides import SELF, Side, fingerprint, held_out_loss, read_side, sampled_side
+from holdfast.training import LIVE_LOG, Trained, log_line, train
 
 Say = Callable[[str], None]
 
@@ -29,47 +32,83 @@ Say = Callable[[str], None]
 def tune(recipe: TuneRecipe, out: Path, *, resume: bool = False, say: Say = print) -> dict[str, Any]:
     """Train, measure both sides before and after, and write adapter, results and report into `out`.
 
+    What an earlier run left in `out` stays as it is until this one has finished; its checkpoints go with this run's
+    first checkpoint.
+
     Raises:
         HoldfastError: bad data, a model that can't be loaded, an anchor of another model, another recipe's folder
             to resume in, NaN losses, no space.
     """
     tuner = catalogue.tuner(recipe.method)()
     require_writable(out)
-    _settle(recipe, out, resume)
+    checkpoint = _checkpoint(recipe, out, say) if resume else None
     anchor = None if recipe.anchor is None else Anchor.load(recipe.anchor)
     base, tokenizer = load_model(recipe.model, recipe.dtype), load_tokenizer(recipe.model)
     check_tokenizer(tokenizer, base, length=recipe.length)
     if anchor is not None:
         anchor.check(base)
-    target = read_side(recipe.target, tokenizer, recipe.length, recipe.held_out)
-    source = _source(recipe, base, tokenizer)
-    for name, side in (("target", target), ("source", source)):
-        if side is not None:
-            say(f"{name}: {side.about['description']}; {len(side.held_out)} sequences held out to measure on")
-    before = {"target": held_out_loss(base, target), "source": held_out_loss(base, source)}
-    torch.manual_seed(recipe.seed)
-    model = tuner.prepare(base, recipe.targets, recipe.rank, recipe.alpha)
-    penalties = _penalties(recipe, model, anchor, source)
-    trained = train(
-        model, target.rows, recipe.training, penalties=penalties, folder=out, resume=resume, seed=recipe.seed
-    )
-    after = {"target": held_out_loss(model, target), "source": held_out_loss(model, source)}
-    row = _row(recipe, penalties, before, after, trained)
-    results = _results(recipe, [row], target, source)
-    _save(model, tokenizer, results, out)
+    with _noted() as notes:
+        sides, before = _sides(recipe, base, tokenizer, say)
+        run = Run(dump(recipe), {name: fingerprint(side) for name, side in sides.items()})
+        if checkpoint is not None:
+            checkpoints.check_data(checkpoint, run.data)
+        torch.manual_seed(recipe.seed)
+        model = tuner.prepare(base, recipe.targets, recipe.rank, recipe.alpha)
+        penalties = _penalties(recipe, model, anchor, sides["source"])
+        trained = train(
+            model,
+            sides["target"].rows,
+            recipe.training,
+            penalties=penalties,
+            folder=out,
+            run=run,
+            checkpoint=checkpoint,
+            seed=recipe.seed,
+        )
+    after = {name: held_out_loss(model, side, f"{name} after") for name, side in sides.items()}
+    results = _results(recipe, [_row(recipe, penalties, before, after, trained)], sides, notes)
+    _save(model, tokenizer, results, run, out, say)
     return results
 
 
-def _settle(recipe: TuneRecipe, out: Path, resume: bool) -> None:
-    """Write the resolved recipe; when resuming, refuse one that differs."""
-    path, text = out / "recipe.resolved.yaml", dump(recipe)
-    if resume and path.is_file() and path.read_text() != text:
-        raise HoldfastError(
-            f"the run in {out} was started with other settings than these",
-            wanted=f"the settings in {path}",
-            remedy=f"holdfast tune {path} --out {out} --resume, or choose another --out",
-        )
-    write_text(path, text)
+def _checkpoint(recipe: TuneRecipe, out: Path, say: Say) -> Path:
+    checkpoint = checkpoints.last(out)
+    checkpoints.check_recipe(checkpoint, dump(recipe))
+    say(f"going on from step {checkpoints.step(checkpoint)}")
+    return checkpoint
+
+
+def _sides(recipe: TuneRecipe, model: Any, tokenizer: Any, say: Say) -> tuple[dict[str, Any], dict[str, float | None]]:
+    """Target and source, and their losses before; the target first: it needs nothing of the model's own making."""
+    sides: dict[str, Side | None] = {}
+    before = {}
+    for name, read in (("target", _target), ("source", _source)):
+        side = sides[name] = read(recipe, model, tokenizer)
+        if side is not None:
+            say(f"{name}: {side.about['description']}; {len(side.held_out)} sequences held out to measure on")
+        before[name] = held_out_loss(model, side, f"{name} before")
+    return sides, before
+
+
+@contextmanager
+def _noted() -> Iterator[list[str]]:
+    """What Holdfast warns of inside the block (rows left out, weights without a price), shown and kept."""
+    notes: list[str] = []
+    home = str(Path(__file__).parent)
+    with warnings.catch_warnings():
+        shown = warnings.showwarning
+
+        def keep(message: Any, category: Any, filename: str, *more: Any, **named: Any) -> None:
+            if issubclass(category, UserWarning) and filename.startswith(home):
+                notes.append(str(message))
+            shown(message, category, filename, *more, **named)
+
+        warnings.showwarning = keep
+        yield notes
+
+
+def _target(recipe: TuneRecipe, model: Any, tokenizer: Any) -> Side:
+    return read_side(recipe.target, tokenizer, recipe.length, recipe.held_out)
 
 
 def _source(recipe: TuneRecipe, model: Any, tokenizer: Any) -> Side | None:
@@ -128,12 +167,15 @@ def _row(
     }
 
 
-def _results(recipe: TuneRecipe, rows: list[dict[str, Any]], target: Side, source: Side | None) -> dict[str, Any]:
-    warnings = []
+def _results(
+    recipe: TuneRecipe, rows: list[dict[str, Any]], sides: dict[str, Any], notes: list[str]
+) -> dict[str, Any]:
+    target, source = sides["target"], sides["source"]
+    caveats = list(notes)
     if source is None:
-        warnings.append("No source data was named: forgetting was not measured. Pass --source DATA or --source self.")
+        caveats.append("No source data was named: forgetting was not measured. Pass --source DATA or --source self.")
     elif source.about["path"] == SELF:
-        warnings.append("Forgetting was measured on text that the model sampled itself, not on its original data.")
+        caveats.append("Forgetting was measured on text that the model sampled itself, not on its original data.")
     return {
         "schema": 1,
         "title": f"{Path(recipe.model).name} tuned on {Path(recipe.target.path).name}",
@@ -144,16 +186,24 @@ def _results(recipe: TuneRecipe, rows: list[dict[str, Any]], target: Side, sourc
         "source": None if source is None else source.about,
         "target": target.about,
         "rows": rows,
-        "warnings": warnings,
+        "warnings": caveats,
     }
 
 
-def _save(model: Any, tokenizer: Any, results: dict[str, Any], out: Path) -> None:
-    """Adapter or fully tuned model, results and page, each whole or absent."""
+def _save(model: Any, tokenizer: Any, results: dict[str, Any], run: Run, out: Path, say: Say) -> None:
+    """Adapter or fully tuned model, results, log and page, each whole or absent."""
     kind = "adapter" if hasattr(model, "peft_config") else "model"
     with whole_folder(out / kind) as folder:
         model.save_pretrained(str(folder))
         tokenizer.save_pretrained(str(folder))
         write_card(folder / "README.md", results)
     write_json(out / "results.json", results)
-    page.write(results, out / "report.html")
+    write_text(out / "recipe.resolved.yaml", run.recipe)
+    write_text(out / "log.jsonl", "".join(map(log_line, results["rows"][-1]["history"])))
+    (out / LIVE_LOG).unlink(missing_ok=True)
+    try:
+        page.write(results, out / "report.html")
+    except HoldfastError as error:
+        if not isinstance(error.__cause__, ImportError):
+            raise
+        say(f"No report.html: {error}")  # the results are whole without it

@@ -4,14 +4,18 @@ import contextlib
 import multiprocessing
 import os
 import queue as queues
+import signal
+import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
 import torch
 
 from holdfast.comparison import ComparisonSettings, Hold, Workload
+from holdfast.errors import HoldfastError
 
 Job = tuple[Hold, int]  # a way of holding on, and a seed
 OnStep = Callable[[int, int, int], None]  # job, step, steps
@@ -29,18 +33,47 @@ def run(
     on_row: OnRow,
     processes: int | None = None,
 ) -> list[dict[str, Any]]:
-    """One row per job, in the jobs' order; errors of a worker are raised here."""
+    """One row per job, in the jobs' order; errors of a worker are raised here.
+
+    Raises:
+        HoldfastError: a worker that died, and whatever a run raises.
+    """
     count = processes or (1 if torch.cuda.is_available() else os.cpu_count() or 1)
     context = multiprocessing.get_context("spawn")
     with context.Manager() as manager:
         queue = manager.Queue()
+        others = set(multiprocessing.active_children())
         pool = ProcessPoolExecutor(min(count, len(jobs)), context, _start, (common, work, queue))
         try:
-            futures = [pool.submit(_row, index, job) for index, job in enumerate(jobs)]
+            with _ignoring_interrupts():  # Ctrl-C reaches the workers too; only this process answers it
+                futures = [pool.submit(_row, index, job) for index, job in enumerate(jobs)]
             _follow(futures, queue, on_step, on_row)
             return [future.result() for future in futures]
+        except BrokenProcessPool as error:
+            raise HoldfastError(
+                "a run's process died",
+                causes=["the machine has too little memory for so many runs at a time", "something ended it"],
+                remedy="fewer at a time: --processes 1",
+            ) from error
+        except BaseException:
+            for worker in set(multiprocessing.active_children()) - others:
+                worker.terminate()  # what it was at is lost anyway
+            raise
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
+
+
+@contextlib.contextmanager
+def _ignoring_interrupts() -> Iterator[None]:
+    """Processes started inside the block are born deaf to Ctrl-C."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _follow(futures: list[Future], queue: Any, on_step: OnStep, on_row: OnRow) -> None:

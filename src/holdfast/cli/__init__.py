@@ -2,6 +2,7 @@
 
 import os
 import sys
+from typing import NoReturn
 
 
 def main() -> None:
@@ -11,25 +12,35 @@ def main() -> None:
     os.environ.setdefault("KMP_BLOCKTIME", "0")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     from holdfast.cli.app import app
+    from holdfast.cli.interrupt import Interrupted, interruptible
     from holdfast.errors import HoldfastError
 
     try:
-        app()
+        with interruptible():
+            app()
     except HoldfastError as error:
         _fail(str(error), 1)
-    except KeyboardInterrupt:
-        _fail("Interrupted. Nothing half-written is left; `holdfast tune --resume` goes on from its checkpoint.", 130)
-    except OSError as error:
-        import errno
-
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+    except Interrupted as stop:
+        _fail(f"interrupted ({stop}); nothing half-written is left\n  remedy: {stop.remedy}", stop.status)
+    except Exception as error:
+        explained = _explained(error)
+        if explained is None:
             raise
-        _fail(
-            f"could not write {error.filename or ''}: {error.strerror}\n  remedy: free space or choose another --out",
-            1,
-        )
+        _fail(explained, 1)
 
 
-def _fail(message: str, status: int) -> None:
+def _explained(error: Exception) -> str | None:
+    """A message for what the machine, not the program, has too little of; None for anything else."""
+    from holdfast.files import is_about_the_disk
+
+    if is_about_the_disk(error):
+        where = getattr(error, "filename", None) or "a file"
+        return f"could not read or write {where}: {error}\n  remedy: free some space or choose another --out"
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate" in str(error):
+        return "out of memory\n  remedy: lower --batch-size or --length, or close what else uses the memory"
+    return None
+
+
+def _fail(message: str, status: int) -> NoReturn:
     print(f"holdfast: {message}", file=sys.stderr)
     sys.exit(status)

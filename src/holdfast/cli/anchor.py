@@ -3,49 +3,58 @@
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
+from holdfast.cli.options import DTYPES, check_dtype, flag, option, split_names
+
+DATA, MEASURE = "Data", "Measuring"
 
 
 def anchor(
-    model: Annotated[str, typer.Option("--model", help="Folder or hub id of the pre-trained model.")],
-    out: Annotated[Path, typer.Option("--out", help="Folder to write the anchor to.")],
+    model: Annotated[str, option("Folder or hub id of the pre-trained model.", "MODEL")],
+    out: Annotated[Path, option("Folder to write the anchor to.", "DIR")],
     source: Annotated[
-        str | None, typer.Option("--source", help='Old data: a file, a folder, a hub id, or "self" (sampled text).')
+        str | None, option('Old data: a file, a folder, a hub id, or "self": text the model samples.', "DATA")
     ] = None,
-    curvature: Annotated[str, typer.Option(help="Structure; see holdfast methods.")] = "kronecker",
+    curvature: Annotated[str, option("Structure; holdfast methods lists them.", "KIND", MEASURE)] = "kronecker",
     targets: Annotated[
-        str, typer.Option(help="Layers, as PEFT's target_modules; several with commas.")
+        str, option("Layers, as PEFT's target_modules; commas between names.", "LAYERS", MEASURE)
     ] = "all-linear",
-    fisher: Annotated[str, typer.Option(help="Labels: sampled from the model, or the data's own.")] = "sampled",
-    max_items: Annotated[int, typer.Option(help="Stop after this many scored tokens.")] = 200_000,
-    fraction: Annotated[float, typer.Option(help="Share of the positions that enter the sums.")] = 1.0,
-    length: Annotated[int, typer.Option(help="Tokens per sequence.")] = 512,
-    samples: Annotated[int, typer.Option(help="Sequences to sample for --source self.")] = 256,
-    batch_size: Annotated[int, typer.Option(help="Sequences per batch.")] = 8,
-    text: Annotated[str | None, typer.Option("--text-column", help="Column of the source's text.")] = None,
-    prompt: Annotated[str | None, typer.Option("--prompt-column", help="Column of prompts.")] = None,
-    completion: Annotated[str | None, typer.Option("--completion-column", help="Column of completions.")] = None,
-    dtype: Annotated[str, typer.Option(help="Load the model in: auto, float32, bfloat16, float16.")] = "auto",
-    seed: Annotated[int, typer.Option(help="Of sampled labels and text.")] = 0,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    fisher: Annotated[
+        str, option("Labels: sampled from the model, or the data's own (data).", "KIND", MEASURE)
+    ] = "sampled",
+    max_items: Annotated[int, option("Stop after this many scored tokens.", "N", MEASURE, min=1)] = 200_000,
+    fraction: Annotated[float, option("Share of the positions that enter the sums.", "NUMBER", MEASURE)] = 1.0,
+    length: Annotated[int, option("Tokens per sequence.", "N", MEASURE)] = 512,
+    samples: Annotated[int, option("Sequences to sample for --source self.", "N", MEASURE, min=1)] = 256,
+    batch_size: Annotated[int, option("Sequences per batch.", "N", MEASURE, min=1)] = 8,
+    dtype: Annotated[str, option(DTYPES, "NAME", MEASURE)] = "auto",
+    seed: Annotated[int, option("Of sampled labels and text.", "N", MEASURE)] = 0,
+    text: Annotated[str | None, option("Column of the source's text.", "NAME", DATA, "--text-column")] = None,
+    prompt: Annotated[str | None, option("Column of prompts.", "NAME", DATA, "--prompt-column")] = None,
+    completion: Annotated[
+        str | None, option("Column of completions; only they are scored.", "NAME", DATA, "--completion-column")
+    ] = None,
+    as_json: Annotated[bool, flag("--json", "Print what was measured as JSON.")] = False,
 ) -> None:
-    """Measure the curvature of the old task at the pre-trained weights and store it.
+    """Measure what moving each weight costs the old task, and store it: once per model, then shared.
+
+    The identity curvature needs no --source; the others do. The columns of tables are guessed from their names.
 
     Example: [bold]holdfast anchor --model ./llama --source corpus.txt --out anchors/llama[/bold]
     """
+    check_dtype(dtype)
     from holdfast.cli.output import print_json, quiet_libraries, say
+
+    quiet_libraries()
     from holdfast.estimate import anchor_on
     from holdfast.recipe import DataSettings
 
-    quiet_libraries()
     data = None if source is None else DataSettings(path=source, text=text, prompt=prompt, completion=completion)
-    chosen = [part.strip() for part in targets.split(",")] if "," in targets else targets
     facts: dict[str, Any] = anchor_on(
         model,
         data,
         out,
         curvature=curvature,
-        targets=chosen,
+        targets=split_names(targets),
         fisher=fisher,
         max_items=max_items,
         fraction=fraction,

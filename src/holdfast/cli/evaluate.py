@@ -3,38 +3,51 @@
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from holdfast.cli.options import DTYPES, check_dtype, flag, option
+
+DATA, MEASURE = "Data", "Measuring"
 
 
 def evaluate(
-    model: Annotated[str, typer.Option(help="Folder or hub id of the pre-trained model.")],
-    adapter: Annotated[Path | None, typer.Option(help="A PEFT adapter folder, OUT/adapter for instance.")] = None,
-    source: Annotated[str | None, typer.Option(help="Old data: what should have been kept.")] = None,
-    target: Annotated[str | None, typer.Option(help="New data: what should have been learned.")] = None,
-    length: Annotated[int, typer.Option(help="Tokens per sequence.")] = 512,
-    max_items: Annotated[int, typer.Option(help="Stop after this many scored tokens per side.")] = 200_000,
-    source_text: Annotated[str | None, typer.Option("--source-text-column", help="Column of the source.")] = None,
-    text: Annotated[str | None, typer.Option("--text-column", help="Column of the target's text.")] = None,
-    prompt: Annotated[str | None, typer.Option("--prompt-column", help="Column of the target's prompts.")] = None,
-    completion: Annotated[str | None, typer.Option("--completion-column", help="Column of completions.")] = None,
-    dtype: Annotated[str, typer.Option(help="Load the model in: auto, float32, bfloat16, float16.")] = "auto",
-    out: Annotated[Path | None, typer.Option(help="Folder to write results.json to.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    model: Annotated[str, option("Folder or hub id of the pre-trained model.", "MODEL")],
+    adapter: Annotated[Path | None, option("A PEFT adapter, OUT/adapter for instance.", "DIR")] = None,
+    source: Annotated[str | None, option("Old data: what should have been kept.", "DATA")] = None,
+    target: Annotated[str | None, option("New data: what should have been learned.", "DATA")] = None,
+    out: Annotated[Path | None, option("Folder to write results.json to.", "DIR")] = None,
+    length: Annotated[int, option("Tokens per sequence.", "N", MEASURE)] = 512,
+    max_items: Annotated[int, option("Stop after this many tokens per side.", "N", MEASURE, min=1)] = 200_000,
+    dtype: Annotated[str, option(DTYPES, "NAME", MEASURE)] = "auto",
+    source_text: Annotated[
+        str | None, option("Column of the source's text.", "NAME", DATA, "--source-text-column")
+    ] = None,
+    text: Annotated[str | None, option("Column of the target's text.", "NAME", DATA, "--text-column")] = None,
+    prompt: Annotated[str | None, option("Column of the target's prompts.", "NAME", DATA, "--prompt-column")] = None,
+    completion: Annotated[
+        str | None, option("Column of completions; only they are scored.", "NAME", DATA, "--completion-column")
+    ] = None,
+    as_json: Annotated[bool, flag("--json", "Print results.json on standard output.")] = False,
 ) -> None:
-    """Measure learning and forgetting of an adapter on data of your own.
+    """Measure what a model, with and without an adapter, knows of old and new data.
+
+    All of the data is measured, so name data that was not trained on.
 
     Example: [bold]holdfast evaluate --model ./llama --adapter out/adapter --source old.txt --target new.txt[/bold]
     """
-    from holdfast.cli.output import print_json, quiet_libraries
-    from holdfast.cli.summary import print_rows
     from holdfast.errors import HoldfastError
-    from holdfast.evaluate import evaluate as run
-    from holdfast.files import write_json
     from holdfast.recipe import DataSettings
 
     if source is None and target is None:
         raise HoldfastError("nothing to measure on", remedy="pass --source, --target, or both")
+    check_dtype(dtype)
+    from holdfast.cli.output import print_json, quiet_libraries
+
     quiet_libraries()
+    from holdfast.cli.summary import print_rows
+    from holdfast.evaluate import evaluate as run
+    from holdfast.files import require_writable, write_json
+
+    if out is not None:
+        require_writable(out)
     sides = {
         "source": None if source is None else DataSettings(path=source, text=source_text),
         "target": None

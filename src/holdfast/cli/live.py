@@ -3,6 +3,7 @@
 from typing import Any, Self
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
 
 from holdfast.cli.output import errors
 from holdfast.cli.summary import change
@@ -37,7 +38,7 @@ class LiveRows:
 
     def say(self, message: str) -> None:
         """A line above the bars."""
-        self.progress.console.print(message, highlight=False)
+        self.progress.console.print(Text(message), soft_wrap=True)
 
     def step(self, job: int, step: int, steps: int) -> None:
         """A run has come to a step."""

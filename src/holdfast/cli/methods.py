@@ -2,16 +2,18 @@
 
 from typing import Annotated
 
-import typer
+from holdfast.cli.options import flag
 
 
-def methods(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+def methods(as_json: Annotated[bool, flag("--json", "Print JSON.")] = False) -> None:
     """List every tuner, shift, curvature and penalty, with its paper.
 
     Example: [bold]holdfast methods --json[/bold]
     """
+    from holdfast.cli.output import print_json, print_table, quiet_libraries
+
+    quiet_libraries()
     from holdfast import catalogue
-    from holdfast.cli.output import print_json, print_table
 
     entries = catalogue.entries()
     if as_json:

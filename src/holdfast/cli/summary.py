@@ -3,31 +3,19 @@
 import math
 from typing import Any
 
-from holdfast.cli.output import number, print_table, share
+from holdfast.cli.output import console, number, print_table, share
+
+WIDE = 118  # columns of a terminal that shows everything
+OF_PLAIN = ("of\nplain", " of\nplain")  # of plain fine-tuning's forgetting, of its learning
 
 
 def print_rows(results: dict[str, Any]) -> None:
-    """Learning and forgetting of every row, with plain fine-tuning as the measure where it was run."""
+    """Learning and forgetting of every row; one row alone is shown side by side, before and after."""
     rows = results["rows"]
-    plain = {row["seed"]: row for row in rows if row.get("penalty") == "none"}
-    header = ["held on by", "strength", "source loss", "perplexity", "forgotten", "forecast", "target loss", "learned"]
-    compared = bool(plain) and len(rows) > 1
-    if compared:
-        header += ["forgotten, of plain", "learned, of plain"]
-    header += ["seconds", "MB"]
-    seeds = {row["seed"] for row in rows}
-    lines = []
-    for row in rows:
-        line = _line(row, seeds)
-        if compared:
-            line[8:8] = _against(row, plain.get(row["seed"]))
-        lines.append(line)
-    print_table(
-        "nats per token; forgotten = rise of the source loss, learned = fall of the target loss",
-        header,
-        lines,
-        right=1,
-    )
+    if len(rows) == 1:
+        _print_one(rows[0])
+    else:
+        _print_several(rows)
 
 
 def change(row: dict[str, Any], side: str) -> float | None:
@@ -36,32 +24,90 @@ def change(row: dict[str, Any], side: str) -> float | None:
     return None if before is None or after is None else after - before
 
 
-def _line(row: dict[str, Any], seeds: set[int]) -> list[str]:
-    forgotten, learned = change(row, "source"), change(row, "target")
-    name = row["penalty"] + (f" (seed {row['seed']})" if len(seeds) > 1 else "")
-    after = row.get("source_after")
-    return [
-        name,
-        number(row.get("strength"), 2),
-        _arrow(row, "source"),
-        "-" if after is None else f"{math.exp(row['source_before']):.1f} → {math.exp(after):.1f}",
-        number(forgotten),
-        number(row.get("predicted_forgetting")),
-        _arrow(row, "target"),
-        number(None if learned is None else -learned),
-        number(row.get("seconds"), 0),
-        number(row.get("peak_memory_mb"), 0),
+def _print_one(row: dict[str, Any]) -> None:
+    lines = []
+    for name, side in (("source (old data)", "source"), ("target (new data)", "target")):
+        before, after = row[f"{side}_before"], row[f"{side}_after"]
+        moved = change(row, side)
+        lines.append(
+            [
+                name,
+                number(before),
+                number(after),
+                "-" if moved is None else f"{moved:+.3f}",
+                _perplexity(before),
+                _perplexity(after),
+            ]
+        )
+    header = ["", "loss before", "after", "change", "perplexity before", "after"]
+    print_table(f"{_what(row)}; losses in nats per token", header, lines, right=1)
+    said = []
+    if row.get("predicted_forgetting") is not None:
+        said.append(f"forecast of the forgetting {row['predicted_forgetting']:.3f} nats per token")
+    if row.get("trainable_parameters"):
+        said.append(f"{row['trainable_parameters']:,} trained parameters")
+    said += [f"{row['seconds']:.0f} s", f"{row['peak_memory_mb']:.0f} MB"]
+    console.print("; ".join(said), highlight=False, soft_wrap=True)
+
+
+def _what(row: dict[str, Any]) -> str:
+    if row["method"] in ("none", "adapter"):  # evaluated, not trained
+        return row["penalty"]
+    if row["penalty"] == "none":
+        return f"{row['method']} without holding on"
+    return f"{row['method']} held on by {row['penalty']} at strength {row['strength']:g}"
+
+
+def _print_several(rows: list[dict[str, Any]]) -> None:
+    """With plain fine-tuning as the measure where it was run."""
+    plain = {row["seed"]: row for row in rows if row["penalty"] == "none"}
+    lines = [_line(row, plain.get(row["seed"])) for row in rows]
+    hidden = set() if plain else set(OF_PLAIN)
+    if len({row["seed"] for row in rows}) == 1:
+        hidden.add("seed")
+    if console.width < WIDE:
+        hidden |= {"source\nloss", "perplexity", "target\nloss"} | ({"MB"} if "seed" not in hidden else set())
+    kept = [name for name in lines[0] if name not in hidden]
+    print_table(
+        f"losses in nats per token; {_before(rows[0])}",
+        [name.strip(" ") for name in kept],
+        [[line[name] for name in kept] for line in lines],
+        right=1,
+    )
+
+
+def _before(row: dict[str, Any]) -> str:
+    sides = [
+        f"{side} {row[f'{side}_before']:.3f} (perplexity {_perplexity(row[f'{side}_before'])})"
+        for side in ("source", "target")
+        if row.get(f"{side}_before") is not None
     ]
+    return f"before: {', '.join(sides)}"
 
 
-def _arrow(row: dict[str, Any], side: str) -> str:
-    after = row.get(f"{side}_after")
-    return "-" if after is None else f"{row[f'{side}_before']:.3f} → {after:.3f}"
+def _line(row: dict[str, Any], plain: dict[str, Any] | None) -> dict[str, str]:
+    forgotten, learned = change(row, "source"), change(row, "target")
+    return {
+        "held on by": row["penalty"].replace("+", " + "),
+        "strength": "-" if row.get("strength") is None else f"{row['strength']:g}",
+        "seed": str(row["seed"]),
+        "source\nloss": number(row.get("source_after")),
+        "perplexity": _perplexity(row.get("source_after")),
+        "forgotten": number(forgotten),
+        OF_PLAIN[0]: _of_plain(forgotten, plain, "source"),
+        "forecast": number(row.get("predicted_forgetting")),
+        "target\nloss": number(row.get("target_after")),
+        "learned": number(None if learned is None else -learned),
+        OF_PLAIN[1]: _of_plain(learned, plain, "target"),
+        "seconds": number(row.get("seconds"), 0),
+        "MB": number(row.get("peak_memory_mb"), 0),
+    }
 
 
-def _against(row: dict[str, Any], plain: dict[str, Any] | None) -> list[str]:
-    cells = []
-    for side in ("source", "target"):
-        mine, other = change(row, side), None if plain is None else change(plain, side)
-        cells.append(share(mine / other if mine is not None and other else None))
-    return cells
+def _of_plain(mine: float | None, plain: dict[str, Any] | None, side: str) -> str:
+    other = None if plain is None else change(plain, side)
+    return share(mine / other if mine is not None and other else None)
+
+
+def _perplexity(loss: float | None) -> str:
+    return "-" if loss is None else f"{math.exp(min(loss, 700.0)):.1f}"

@@ -5,74 +5,110 @@ from typing import Annotated, Any
 
 import typer
 
+from holdfast.cli.options import flag, option, split_names
+
+DATA, HOLD, TRAIN, MORE = "Data", "Holding on", "Training", "Output"
+
 
 def tune(
-    recipe: Annotated[Path | None, typer.Argument(help="A YAML recipe; options given beside it win.")] = None,
-    model: Annotated[str | None, typer.Option(help="Folder or hub id of the pre-trained model.")] = None,
-    target: Annotated[str | None, typer.Option(help="New data: a file, a folder, or a hub id.")] = None,
-    out: Annotated[Path, typer.Option(help="Folder to write adapter, results and report to.")] = Path("out"),
-    anchor: Annotated[Path | None, typer.Option(help="Anchor folder: hold on in weight space.")] = None,
-    strength: Annotated[float | None, typer.Option(help="Of the anchor's penalty. Default: 1.")] = None,
-    damping: Annotated[float | None, typer.Option(help="Share of the mean curvature added. Default: 0.")] = None,
+    recipe: Annotated[
+        Path | None, typer.Argument(metavar="RECIPE", help="A YAML file of settings; options given beside it win.")
+    ] = None,
+    model: Annotated[str | None, option("Folder or hub id of the pre-trained model.", "MODEL")] = None,
+    target: Annotated[
+        str | None, option("New data to learn: a text, .jsonl, .csv or .parquet file, a folder, or a hub id.", "DATA")
+    ] = None,
+    out: Annotated[Path, option("Folder for the adapter, results.json and report.html.", "DIR")] = Path("out"),
+    anchor: Annotated[
+        Path | None, option("Hold on in weight space: a folder that holdfast anchor wrote.", "DIR", HOLD)
+    ] = None,
+    strength: Annotated[float | None, option("Weight of the anchor's penalty.", "NUMBER", HOLD, default="1")] = None,
+    damping: Annotated[
+        float | None, option("Share of the mean curvature added to the anchor's.", "NUMBER", HOLD, default="0")
+    ] = None,
     source: Annotated[
-        str | None, typer.Option(help='Old data to measure forgetting and to distil on, or "self".')
+        str | None, option('Old data to measure forgetting on, or "self": text the model samples.', "DATA", HOLD)
     ] = None,
     distill: Annotated[
-        float | None, typer.Option(help="Weight of the distillation: hold on in function space. [0]")
+        float | None,
+        option("Hold on in function space: weight of distilling --source.", "NUMBER", HOLD, default="0"),
     ] = None,
-    method: Annotated[str | None, typer.Option(help="Tuner; see holdfast methods. Default: lora.")] = None,
-    rank: Annotated[int | None, typer.Option(help="Adapter rank. Default: 8.")] = None,
-    targets: Annotated[str | None, typer.Option(help="Layers, as PEFT's target_modules. Default: all-linear.")] = None,
-    steps: Annotated[int | None, typer.Option(help="Optimizer steps; default: one epoch.")] = None,
-    epochs: Annotated[float | None, typer.Option(help="Passes over the target data. Default: 1.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Sequences per batch. Default: 8.")] = None,
-    accumulate: Annotated[int | None, typer.Option(help="Gradient accumulation steps. Default: 1.")] = None,
-    learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate. Default: 2e-4.")] = None,
-    length: Annotated[int | None, typer.Option(help="Tokens per sequence. Default: 512.")] = None,
-    save_steps: Annotated[int | None, typer.Option(help="Checkpoint every so many steps. Default: 0: none.")] = None,
-    text: Annotated[str | None, typer.Option("--text-column", help="Column of the target's text.")] = None,
-    prompt: Annotated[str | None, typer.Option("--prompt-column", help="Column of the target's prompts.")] = None,
+    method: Annotated[str | None, option("Tuner; holdfast methods lists them.", "NAME", TRAIN, default="lora")] = None,
+    rank: Annotated[int | None, option("Rank of the adapter.", "N", TRAIN, default="8")] = None,
+    targets: Annotated[
+        str | None,
+        option("Layers, as PEFT's target_modules; commas between names.", "LAYERS", TRAIN, default="all-linear"),
+    ] = None,
+    steps: Annotated[int | None, option("Optimizer steps.", "N", TRAIN, default="as many as --epochs takes")] = None,
+    epochs: Annotated[float | None, option("Passes over the target data.", "NUMBER", TRAIN, default="1")] = None,
+    batch_size: Annotated[int | None, option("Sequences per batch.", "N", TRAIN, default="8")] = None,
+    accumulate: Annotated[int | None, option("Batches per optimizer step.", "N", TRAIN, default="1")] = None,
+    learning_rate: Annotated[float | None, option("Peak learning rate.", "NUMBER", TRAIN, default="2e-4")] = None,
+    length: Annotated[int | None, option("Tokens per sequence.", "N", TRAIN, default="512")] = None,
+    seed: Annotated[int | None, option("Of start, order and sampled text.", "N", TRAIN, default="0")] = None,
+    save_steps: Annotated[
+        int | None, option("A checkpoint every N steps, for --resume.", "N", TRAIN, default="0, none")
+    ] = None,
+    resume: Annotated[bool, flag("--resume", "Go on from the last checkpoint in --out.", TRAIN)] = False,
+    text: Annotated[str | None, option("Column of the target's text.", "NAME", DATA, "--text-column")] = None,
+    prompt: Annotated[str | None, option("Column of the target's prompts.", "NAME", DATA, "--prompt-column")] = None,
     completion: Annotated[
-        str | None, typer.Option("--completion-column", help="Column of completions; the loss is on them alone.")
+        str | None, option("Column of completions; only they are learned.", "NAME", DATA, "--completion-column")
     ] = None,
     source_text: Annotated[
-        str | None, typer.Option("--source-text-column", help="Column of the source's text.")
+        str | None, option("Column of the source's text.", "NAME", DATA, "--source-text-column")
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="Of initialisation, order and sampled text. Default: 0.")] = None,
-    changes: Annotated[list[str] | None, typer.Option("--set", help="Any recipe key: training.clip=0.5")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in OUT.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print results as JSON.")] = False,
+    changes: Annotated[
+        list[str] | None, option("Any key of the recipe: --set training.clip=0.5", "KEY=VALUE", None, "--set")
+    ] = None,
+    as_json: Annotated[bool, flag("--json", "Print results.json on standard output.")] = False,
 ) -> None:
     """Fine-tune a causal language model, hold on to what it knew, and measure both.
+
+    Without --anchor and --distill it is plain fine-tuning. The columns of tables are guessed from their names.
 
     Example: [bold]holdfast tune --model ./llama --target tickets.jsonl --source self --distill 0.3 --out out[/bold]
     """
     from holdfast import recipe as recipes
-    from holdfast.cli.output import print_json, quiet_libraries, say
-    from holdfast.cli.summary import print_rows
+    from holdfast.cli.interrupt import Interrupted
     from holdfast.errors import HoldfastError
-    from holdfast.tune import tune as run
 
-    values: dict[str, Any] = recipes.load(recipe) if recipe is not None else {}
     given: dict[str, Any] = {
         "model": model, "anchor": None if anchor is None else str(anchor), "strength": strength, "damping": damping,
         "distill": distill, "method": method, "rank": rank, "length": length, "seed": seed,
-        "targets": targets.split(",") if targets and "," in targets else targets,
+        "targets": None if targets is None else split_names(targets),
+        "training": {
+            "steps": steps, "epochs": epochs, "batch_size": batch_size, "accumulate": accumulate,
+            "learning_rate": learning_rate, "save_steps": save_steps,
+        },
+        "target": {"path": target, "text": text, "prompt": prompt, "completion": completion},
+        "source": {"path": source, "text": source_text},
     }  # fmt: skip
-    training = {
-        "steps": steps, "epochs": epochs, "batch_size": batch_size, "accumulate": accumulate,
-        "learning_rate": learning_rate, "save_steps": save_steps,
-    }  # fmt: skip
-    new = {"path": target, "text": text, "prompt": prompt, "completion": completion}
-    old = {"path": source, "text": source_text}
-    for key, part in (("training", training), ("target", new), ("source", old)):
-        given[key] = {**(values.get(key) or {}), **_present(part)} or None
-    values = recipes.override({**values, **_present(given)}, changes or [])
+    values = recipes.merge({} if recipe is None else recipes.load(recipe), given)
+    values = recipes.override(values, changes or [])
+    if values.get("anchor") is None and (strength is not None or damping is not None):
+        raise HoldfastError(
+            "--strength and --damping weigh an anchor, and none is named",
+            remedy="pass --anchor DIR, or hold on with --source self --distill WEIGHT",
+        )
     for key in ("model", "target"):
         if key not in values:
             raise HoldfastError(f"no {key} was named", remedy=f"pass --{key}, or a recipe that has it")
     settings = recipes.validate(recipes.TuneRecipe, values)
+    try:
+        _run(settings, out, resume, as_json)
+    except Interrupted as stop:
+        stop.remedy = _how_to_go_on(out, settings.training.save_steps)
+        raise
+
+
+def _run(settings: Any, out: Path, resume: bool, as_json: bool) -> None:
+    from holdfast.cli.output import print_json, quiet_libraries, say
+
     quiet_libraries()
+    from holdfast.cli.summary import print_rows
+    from holdfast.tune import tune as run
+
     results = run(settings, out, resume=resume, say=say)
     if as_json:
         print_json(results)
@@ -81,5 +117,12 @@ def tune(
     say(f"Adapter, results.json and report.html are in {out}")
 
 
-def _present(values: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in values.items() if value is not None}
+def _how_to_go_on(out: Path, save_steps: int) -> str:
+    from holdfast import checkpoints
+
+    found = checkpoints.whole(out)
+    if found:
+        return f"the same command with --resume goes on from step {checkpoints.step(found[-1])}"
+    if save_steps:
+        return "start again: the first checkpoint was not reached"
+    return "start again; --save-steps N writes a checkpoint every N steps, from which --resume goes on"
