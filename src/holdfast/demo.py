@@ -37,13 +37,13 @@ USUAL = [
     way(),
     way("identity", 0.1),
     way("kronecker", 8.0),
-    way(distill=0.6),
+    way(distill=1.2),
     way("kronecker", 4.0, distill=0.6),
 ]
 FURTHER = [
     way("diagonal", 30.0),
-    way("kronecker", 4.0, damping=0.1),
-    way(distill=0.6, distill_source="source"),
+    way("kronecker", 16.0, damping=0.1),
+    way(distill=1.2, distill_source="source"),
     way("kronecker", 4.0, distill=0.6, distill_source="source"),
     way(replay=0.3),
 ]
