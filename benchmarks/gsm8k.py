@@ -81,7 +81,12 @@ def main() -> None:
         rows.append(row)
         print(f"{name}: gain {gain(row):.3f}, forgetting {forgetting(row):.3f} nats/token", flush=True)
     settings = {"model": model.name, "length": LENGTH, "steps": options.steps, "batch_size": 16, "learning_rate": 3e-3}
-    measure.publish(rows, options.json, settings=settings, anchor={**anchored, "out": None})
+    measure.publish(
+        rows,
+        options.json,
+        settings=settings,
+        anchor={key: anchored[key] for key in ("curvature", "layers", "items", "item", "seconds", "megabytes")},
+    )
 
 
 def gain(row: dict[str, Any]) -> float:
