@@ -82,6 +82,7 @@ def test_stored_answers_serve_a_model_without_adapters() -> None:
     with pytest.raises(HoldfastError, match="top_k"):
         Distill(model, network.batches(2), progress=False)
     penalty = Distill(model, network.batches(2), STRENGTH, top_k=VOCABULARY - 1, sequences=2, progress=False)
+    penalty.step = 0
     assert_close(penalty(), torch.zeros((), dtype=torch.float64), rtol=0, atol=1e-9)
     move(model, 0.1)
     rows = [network.rows[index] for index in penalty.source.chosen(0)]
@@ -131,6 +132,7 @@ def test_a_pass_sees_every_sequence_once() -> None:
 def test_the_teacher_leaves_the_student_as_it_was() -> None:
     model, penalty = distilling()
     model.train()
+    penalty.step = 0
     flags = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     value = float(penalty().detach())
     assert {name: parameter.requires_grad for name, parameter in model.named_parameters()} == flags
@@ -186,3 +188,17 @@ def test_replay_equals_its_slow_twin() -> None:
 def test_bad_sources_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(HoldfastError, match=message):
         distilling(**options)
+
+
+def test_in_a_plain_loop_every_evaluation_is_the_next_step() -> None:
+    network = NETWORKS["llama"]
+    model = adapt("lora", network)
+    move(model)
+    plain, told = (
+        Distill(model, network.batches(2), STRENGTH, sequences=1, every=2, progress=False) for _ in range(2)
+    )
+    for step in range(6):
+        told.step = step
+        value = plain()
+        assert_close(value, told(), rtol=0, atol=0)
+        assert value.requires_grad == (step % 2 == 0)

@@ -76,9 +76,10 @@ class Distill(Regularizer):
 
     def __call__(self) -> Tensor:
         """weight * KL at this step's sequences, a 0-d tensor; 0 at the steps that `every` skips."""
-        if self.step % self.source.every:
+        step = self.source.now(self.step)
+        if step % self.source.every:
             return torch.zeros((), device=device_of(self.model))
-        chosen = self.source.chosen(self.step)
+        chosen = self.source.chosen(step)
         inputs, labels = self.source.batch(chosen, self.model)
         keep = labels != IGNORED
         if self._cache is None:

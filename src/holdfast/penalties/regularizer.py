@@ -17,7 +17,9 @@ class Regularizer(ABC):
     name: ClassVar[str]
     paper: ClassVar[str]
     model: nn.Module
-    step: int = 0  # the optimizer step it is evaluated for; decides what a random term draws, so runs resume exactly
+    # The optimizer step it is evaluated for: it decides what a term with data of its own draws, so that runs resume
+    # exactly. Trainers set it; in a plain loop it stays None, and every evaluation counts as the next step.
+    step: int | None = None
     shared: ClassVar[bool] = True  # whether every rank computes the same value
 
     @abstractmethod

@@ -48,9 +48,10 @@ class Replay(Regularizer):
 
     def __call__(self) -> Tensor:
         """weight * source loss at this step's sequences, a 0-d tensor; 0 at the steps that `every` skips."""
-        if self.step % self.source.every:
+        step = self.source.now(self.step)
+        if step % self.source.every:
             return torch.zeros((), device=device_of(self.model))
-        inputs, labels = self.source.batch(self.source.chosen(self.step), self.model)
+        inputs, labels = self.source.batch(self.source.chosen(step), self.model)
         logits = self.model(**inputs).logits.flatten(0, 1)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         loss = F.cross_entropy(logits, labels.flatten(), ignore_index=IGNORED)

@@ -22,6 +22,12 @@ class SourceRows:
     def __init__(self, source: Any, sequences: int, every: int, seed: int) -> None:
         self.rows = _rows(source)
         self.sequences, self.every, self.seed = sequences, every, seed
+        self._evaluations = 0
+
+    def now(self, step: int | None) -> int:
+        """The step given, or the number of evaluations so far where nobody counts steps."""
+        self._evaluations += 1
+        return self._evaluations - 1 if step is None else step
 
     def chosen(self, step: int) -> list[int]:
         """Indices of the rows of this step on this rank."""
