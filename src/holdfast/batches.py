@@ -21,9 +21,11 @@ def batches_of(source: Any, batch_size: int = 8) -> Iterable[Any]:
     """
     columns = getattr(source, "column_names", None)
     if columns is None:
-        if not isinstance(source, Iterable):
+        if isinstance(source, (str, Mapping)) or not isinstance(source, Iterable):
             raise HoldfastError(
-                f"source is a {type(source).__name__}", wanted="an iterable of batches or a datasets.Dataset"
+                f"source is a {type(source).__name__}",
+                wanted="an iterable of batches or a datasets.Dataset",
+                remedy="tokenise text first (`holdfast anchor --source FILE` does it); put a single batch in a list",
             )
         return source
     if "input_ids" not in columns:
