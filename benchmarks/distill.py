@@ -77,7 +77,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, metavar="PATH", help="write the result there instead of printing it")
     parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--weight", type=float, default=0.4, help="of the KL")
+    parser.add_argument("--weight", type=float, default=0.8, help="of the KL")
     parser.add_argument("--steps", type=int, default=demo.STEPS)
     parser.add_argument("--processes", type=int, help="runs at a time; default: one per core")
     options = parser.parse_args()
