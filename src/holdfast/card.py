@@ -6,13 +6,15 @@ from typing import Any
 
 import yaml
 
+SIGNATURE = "trained with Holdfast"  # by which a later run knows that the folder is its own
+
 
 def write_card(path: Path, results: dict[str, Any]) -> None:
     """Write the card of the run's last row; metadata as the hub reads it."""
     settings, row = results["settings"], results["rows"][-1]
     metadata = {
         "base_model": settings["model"],
-        "library_name": "peft",
+        "library_name": "transformers" if settings["method"] == "full" else "peft",
         "tags": ["holdfast", settings["method"], *([] if row["penalty"] == "none" else [row["penalty"]])],
     }
     lines = [
@@ -22,7 +24,7 @@ def write_card(path: Path, results: dict[str, Any]) -> None:
         "",
         f"# {results['title']}",
         "",
-        f"A `{settings['method']}` adapter of `{settings['model']}`, trained with Holdfast.",
+        f"{_what(settings)} `{settings['model']}`, {SIGNATURE}.",
         "",
         "## Learned and kept",
         "",
@@ -51,6 +53,10 @@ def write_card(path: Path, results: dict[str, Any]) -> None:
     path.write_text("\n".join(lines), encoding="utf-8")
 
 
+def _what(settings: dict[str, Any]) -> str:
+    return "The fully tuned" if settings["method"] == "full" else f"A `{settings['method']}` adapter of"
+
+
 def _side(name: str, row: dict[str, Any], side: str) -> str:
     before, after = row[f"{side}_before"], row[f"{side}_after"]
     if before is None or after is None:
@@ -72,5 +78,7 @@ def _held(settings: dict[str, Any], row: dict[str, Any]) -> str:
     if settings["distill"] > 0:
         parts.append(f"distillation from the pre-trained model at weight {settings['distill']}")
     forecast = row["predicted_forgetting"]
-    said = "" if forecast is None else f" Predicted forgetting at the end: {forecast:.4f} nats per token."
+    # With an anchor it is extrapolated from the curvature; with distillation alone it was measured along the way.
+    kind = "Forecast of the forgetting" if settings["anchor"] is not None else "Divergence measured while training"
+    said = "" if forecast is None else f" {kind}: {forecast:.2g} nats per token."
     return f"By {' and '.join(parts)}.{said}"

@@ -10,8 +10,10 @@ from holdfast.anchor import Anchor
 from holdfast.anchor_file import check_destination
 from holdfast.batches import Row, collate
 from holdfast.data import check_tokenizer
-from holdfast.files import require_writable
+from holdfast.errors import HoldfastError
+from holdfast.files import output_folder, require_folder
 from holdfast.language_model import load_model, load_tokenizer
+from holdfast.likelihood import FISHERS
 from holdfast.recipe import SAMPLE_LENGTH, DataSettings
 from holdfast.sides import SELF, read_side, sampled_side
 
@@ -33,36 +35,33 @@ def anchor_on(
     seed: int,
     say: Callable[[str], None],
 ) -> dict[str, Any]:
-    """Estimate and save an anchor; returns what it is and what it cost."""
-    catalogue.curvature(curvature)
-    require_writable(out.parent)
+    """Estimate and save an anchor; returns what it is and what it cost.
+
+    Raises:
+        HoldfastError: options that do not go together, bad data, a model that can't be loaded, no space.
+    """
+    _check(curvature, source, fisher, fraction)
+    require_folder(out)
     check_destination(out)
-    model, tokenizer = load_model(name, dtype), load_tokenizer(name)
-    check_tokenizer(tokenizer, model, length=length)
-    rows: list[Row] | None = None
-    about: dict[str, Any] = {}
-    if source is not None:
-        side = (
-            sampled_side(model, samples, min(SAMPLE_LENGTH, length), seed, 0.0)
-            if source.path == SELF
-            else read_side(source, tokenizer, length)
+    with output_folder(out.parent):
+        model, tokenizer = load_model(name, dtype), load_tokenizer(name)
+        check_tokenizer(tokenizer, model, length=length)
+        rows, about = _source(source, model, tokenizer, length=length, samples=samples, seed=seed)
+        if about:
+            say(f"source: {about['description']}")
+        started = time.perf_counter()
+        measured = Anchor.estimate(
+            model,
+            None if source is None else [collate(rows[i : i + batch_size]) for i in range(0, len(rows), batch_size)],
+            curvature=curvature,
+            targets=targets,
+            fisher=fisher,
+            max_items=max_items,
+            fraction=fraction,
+            seed=seed,
         )
-        rows, about = side.rows, side.about
-        say(f"source: {about['description']}")
-    started = time.perf_counter()
-    measured = Anchor.estimate(
-        model,
-        None if rows is None else [collate(rows[i : i + batch_size]) for i in range(0, len(rows), batch_size)],
-        curvature=curvature,
-        targets=targets,
-        fisher=fisher,
-        max_items=max_items,
-        fraction=fraction,
-        seed=seed,
-    )
-    measured.facts["base_model"] = name
-    measured.facts["source"] = about
-    measured.save(out)
+        measured.facts |= {"base_model": name, "source": about}
+        measured.save(out)
     return {
         "curvature": curvature,
         "layers": len(measured.curvatures),
@@ -73,3 +72,31 @@ def anchor_on(
         "source": about,
         "out": str(out),
     }
+
+
+def _source(
+    source: DataSettings | None, model: Any, tokenizer: Any, *, length: int, samples: int, seed: int
+) -> tuple[list[Row], dict[str, Any]]:
+    if source is None:
+        return [], {}
+    if source.path == SELF:
+        side = sampled_side(model, samples, min(SAMPLE_LENGTH, length), seed, 0.0)
+    else:
+        side = read_side(source, tokenizer, length)
+    return side.rows, side.about
+
+
+def _check(curvature: str, source: DataSettings | None, fisher: str, fraction: float) -> None:
+    """What can be known before anything is loaded."""
+    measured = bool(catalogue.curvature(curvature).statistics())
+    if fisher not in FISHERS:
+        raise HoldfastError(f"--fisher {fisher}", wanted=f"one of {', '.join(FISHERS)}")
+    if not 0 < fraction <= 1:
+        raise HoldfastError(f"--fraction {fraction}", wanted="a share of the positions, above 0 and at most 1")
+    if measured and source is None:
+        raise HoldfastError(
+            f"--curvature {curvature} is measured on source data, and none is named",
+            remedy="pass --source DATA, or --source self for text sampled from the model",
+        )
+    if not measured and source is not None:
+        raise HoldfastError(f"--curvature {curvature} needs no source data", remedy="leave --source out")

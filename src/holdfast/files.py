@@ -6,14 +6,22 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from holdfast.errors import HoldfastError
 
-_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM}
-_DISK |= {errno.ENOTDIR, errno.EEXIST, errno.EISDIR}
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_OCCUPIED = (errno.ENOTDIR, errno.EEXIST, errno.EISDIR)
+_SAID = (  # by safetensors and by torch.save
+    "os error 28",
+    "os error 122",
+    "PytorchStreamWriter failed",
+    "iostream error",
+    ". unexpected pos",
+)
+_FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -53,8 +61,7 @@ def whole_file(path: Path) -> Iterator[Path]:
 def whole_folder(path: Path) -> Iterator[Path]:
     """A temporary folder beside `path`; it replaces `path` when the block ends without an error."""
     path = Path(path)
-    if path.is_file():
-        raise not_written(path, NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR)))
+    require_folder(path)
     _make(path.parent)
     temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
     old = temporary.with_name(temporary.name + ".old")
@@ -76,14 +83,35 @@ def whole_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(old, ignore_errors=True)
 
 
+@contextmanager
+def output_folder(path: Path) -> Iterator[None]:
+    """A folder that can be written to, or HoldfastError before hours of work; no empty one stays behind a failure."""
+    path = Path(path)
+    made = [folder for folder in (path, *path.parents) if not folder.exists()]
+    require_writable(path)
+    try:
+        yield
+    except BaseException:
+        with suppress(OSError):  # not empty
+            for folder in made:
+                folder.rmdir()
+        raise
+
+
 def require_writable(path: Path) -> None:
-    """Raise HoldfastError before hours of work when nothing can be written at `path`."""
+    """Make a folder; raise HoldfastError when nothing can be written in it."""
     try:
         _make(Path(path))
         with tempfile.NamedTemporaryFile(dir=path):
             pass
     except OSError as error:
         raise not_written(Path(path), error) from error
+
+
+def require_folder(path: Path) -> None:
+    """Raise HoldfastError where a file stands in the place of a folder that is to be written."""
+    if path.exists() and not path.is_dir():
+        raise not_written(path, NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR)))
 
 
 def _make(folder: Path) -> None:
@@ -109,15 +137,18 @@ def _umask() -> int:
 def is_about_the_disk(error: BaseException) -> bool:
     """Whether something could not be written; safetensors and torch have exceptions of their own for it."""
     if isinstance(error, OSError):
-        return error.errno in _DISK
-    said = str(error)
-    return any(number in said for number in ("os error 28", "os error 122")) or "PytorchStreamWriter failed" in said
+        return error.errno in (*_FULL, *_OCCUPIED, *_FORBIDDEN)
+    return any(said in str(error) for said in _SAID)
 
 
 def not_written(path: Path, error: BaseException) -> HoldfastError:
     """The error for what could not be written."""
+    number = getattr(error, "errno", None)
+    causes = ["the disk is full"] if number in (None, *_FULL) else ["the folder is not yours to write to"]
+    if number in _OCCUPIED:
+        causes = ["a file stands where a folder should"]
     return HoldfastError(
         f"could not write {path}: {getattr(error, 'strerror', None) or error}",
-        causes=["the disk is full", "the folder is not yours to write to", "a file stands where a folder should"],
+        causes=causes,
         remedy="free some space or choose another --out; what was there before is untouched",
     )

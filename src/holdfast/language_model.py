@@ -100,10 +100,17 @@ def _check_place(name: str) -> None:
 
 
 def _not_loaded(what: str, name: str, error: Exception) -> HoldfastError:
+    if Path(name).is_dir():
+        return HoldfastError(
+            f"the {what} in {name} could not be loaded: {_reason(error)}",
+            wanted="a folder written by save_pretrained: config.json, model.safetensors and the tokenizer's files",
+            causes=[f"a file of the {what} is missing, cut off or damaged", "transformers does not know this kind"],
+            remedy="copy or download the folder again",
+        )
     return HoldfastError(
-        f"the {what} {name!r} could not be loaded: {_reason(error)}",
+        f"there is no folder {name}, and no {what} {name!r} could be loaded from the hub: {_reason(error)}",
         wanted="a folder written by save_pretrained, or the id of a causal language model on the hub",
-        causes=["the name is misspelt", "the hub can't be reached or wants a login", "the checkpoint is incomplete"],
+        causes=["the name is misspelt", "the hub can't be reached or wants a login (hf auth login)"],
         remedy="check the name; without a network, name a local folder",
     )
 

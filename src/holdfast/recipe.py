@@ -1,6 +1,7 @@
 """Recipes: everything a run was asked for, validated before anything heavy starts."""
 
 import copy
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar, get_args
@@ -86,6 +87,11 @@ class TuneRecipe(Settings):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     seed: int = 0
 
+    @field_validator("targets", mode="before")
+    @classmethod
+    def _names(cls, targets: Any) -> Any:
+        return layer_names(targets)
+
     @model_validator(mode="after")
     def _coherent(self) -> Self:
         if self.distill > 0 and self.source is None:
@@ -132,6 +138,14 @@ def _known_keys(cls: type[Settings], prefix: str = "") -> list[str]:
         part = next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Settings)), None)
         keys += [f"{prefix}{name}"] if part is None else _known_keys(part, f"{prefix}{name}.")
     return keys
+
+
+def layer_names(targets: Any) -> Any:
+    """Plain names, separated by commas, as a list; "all-linear" and regular expressions as they are."""
+    if not isinstance(targets, str) or targets == "all-linear":
+        return targets
+    names = [name.strip() for name in targets.split(",")]
+    return names if all(re.fullmatch(r"\w[\w.]*", name) for name in names) else targets
 
 
 def load(path: Path) -> dict[str, Any]:

@@ -171,6 +171,8 @@ def _keeping_whole(folder: Path | None) -> Iterator[None]:
     finally:
         if folder is not None:
             checkpoints.discard_cut(folder)
+            if not checkpoints.whole(folder):
+                (folder / LIVE_LOG).unlink(missing_ok=True)
 
 
 class _Watch(TrainerCallback):
@@ -206,8 +208,10 @@ class _Watch(TrainerCallback):
         self.bar.update()
         if self.on_step is not None:
             self.on_step(state.global_step, state.max_steps)
-        if state.global_step == state.max_steps:
-            control.should_log = True  # the end is in the log, whatever it is a multiple of
+        # The end is in the log; and a logged loss, the mean since the last one, never spans a checkpoint: a resumed
+        # run has not seen what was before it.
+        if control.should_save or state.global_step == state.max_steps:
+            control.should_log = True
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.folder is None or self.run is None or not state.is_world_process_zero:

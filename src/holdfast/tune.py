@@ -11,11 +11,11 @@ import torch
 from holdfast import catalogue, checkpoints
 from holdfast.anchor import Anchor
 from holdfast.batches import collate
-from holdfast.card import write_card
+from holdfast.card import SIGNATURE, write_card
 from holdfast.checkpoints import Run
 from holdfast.data import check_tokenizer
 from holdfast.errors import HoldfastError
-from holdfast.files import require_writable, whole_folder, write_json, write_text
+from holdfast.files import output_folder, require_folder, whole_folder, write_json, write_text
 from holdfast.language_model import load_model, load_tokenizer
 from holdfast.machine import machine, versions
 from holdfast.penalties.distill import Distill
@@ -40,34 +40,36 @@ def tune(recipe: TuneRecipe, out: Path, *, resume: bool = False, say: Say = prin
             to resume in, NaN losses, no space.
     """
     tuner = catalogue.tuner(recipe.method)()
-    require_writable(out)
-    checkpoint = _checkpoint(recipe, out, say) if resume else None
-    anchor = None if recipe.anchor is None else Anchor.load(recipe.anchor)
-    base, tokenizer = load_model(recipe.model, recipe.dtype), load_tokenizer(recipe.model)
-    check_tokenizer(tokenizer, base, length=recipe.length)
-    if anchor is not None:
-        anchor.check(base)
-    with _noted() as notes:
-        sides, before = _sides(recipe, base, tokenizer, say)
-        run = Run(dump(recipe), {name: fingerprint(side) for name, side in sides.items()})
-        if checkpoint is not None:
-            checkpoints.check_data(checkpoint, run.data)
-        torch.manual_seed(recipe.seed)
-        model = tuner.prepare(base, recipe.targets, recipe.rank, recipe.alpha)
-        penalties = _penalties(recipe, model, anchor, sides["source"])
-        trained = train(
-            model,
-            sides["target"].rows,
-            recipe.training,
-            penalties=penalties,
-            folder=out,
-            run=run,
-            checkpoint=checkpoint,
-            seed=recipe.seed,
-        )
-    after = {name: held_out_loss(model, side, f"{name} after") for name, side in sides.items()}
-    results = _results(recipe, [_row(recipe, penalties, before, after, trained)], sides, notes)
-    _save(model, tokenizer, results, run, out, say)
+    with output_folder(out):
+        checkpoint = _checkpoint(recipe, out, say) if resume else None
+        anchor = None if recipe.anchor is None else Anchor.load(recipe.anchor)
+        base, tokenizer = load_model(recipe.model, recipe.dtype), load_tokenizer(recipe.model)
+        check_tokenizer(tokenizer, base, length=recipe.length)
+        if anchor is not None:
+            anchor.check(base)
+        with _noted() as notes:
+            sides, before = _sides(recipe, base, tokenizer, say)
+            run = Run(dump(recipe), {name: fingerprint(side) for name, side in sides.items()})
+            if checkpoint is not None:
+                checkpoints.check_data(checkpoint, run.data)
+            torch.manual_seed(recipe.seed)
+            model = tuner.prepare(base, recipe.targets, recipe.rank, recipe.alpha)
+            kind = "adapter" if hasattr(model, "peft_config") else "model"
+            _check_destination(out / kind)
+            penalties = _penalties(recipe, model, anchor, sides["source"])
+            trained = train(
+                model,
+                sides["target"].rows,
+                recipe.training,
+                penalties=penalties,
+                folder=out,
+                run=run,
+                checkpoint=checkpoint,
+                seed=recipe.seed,
+            )
+        after = {name: held_out_loss(model, side, f"{name} after") for name, side in sides.items()}
+        results = _results(recipe, [_row(recipe, penalties, before, after, trained)], sides, notes)
+        _save(model, tokenizer, results, run, out / kind, say)
     return results
 
 
@@ -124,6 +126,11 @@ def _penalties(recipe: TuneRecipe, model: Any, anchor: Anchor | None, source: Si
     if anchor is not None:
         found.append(Penalty(model, anchor, recipe.strength, recipe.damping))
     if recipe.distill > 0 and source is not None:
+        if recipe.distill_top_k is None and not hasattr(model, "peft_config"):
+            raise HoldfastError(
+                f"--method {recipe.method} has no adapter to switch off, so nothing is left to distil from",
+                remedy="store the model's answers before training: --set distill_top_k=256",
+            )
         found.append(
             Distill(
                 model,
@@ -190,10 +197,23 @@ def _results(
     }
 
 
-def _save(model: Any, tokenizer: Any, results: dict[str, Any], run: Run, out: Path, say: Say) -> None:
+def _check_destination(folder: Path) -> None:
+    """Refuse to replace a folder that is not an earlier run's: the base model itself, for instance."""
+    require_folder(folder)
+    inside = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    card = folder / "README.md"
+    if inside and not (card.is_file() and SIGNATURE in card.read_text(encoding="utf-8", errors="replace")):
+        raise HoldfastError(
+            f"{folder} is where the result goes, but it holds other things: {', '.join(inside[:3])}",
+            wanted="a new folder, an empty one, or an earlier result to replace",
+            remedy="choose another --out",
+        )
+
+
+def _save(model: Any, tokenizer: Any, results: dict[str, Any], run: Run, final: Path, say: Say) -> None:
     """Adapter or fully tuned model, results, log and page, each whole or absent."""
-    kind = "adapter" if hasattr(model, "peft_config") else "model"
-    with whole_folder(out / kind) as folder:
+    out = final.parent
+    with whole_folder(final) as folder:
         model.save_pretrained(str(folder))
         tokenizer.save_pretrained(str(folder))
         write_card(folder / "README.md", results)

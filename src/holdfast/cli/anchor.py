@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Any
 
-from holdfast.cli.options import DTYPES, check_dtype, flag, option, split_names
+from holdfast.cli.options import DTYPES, check_dtype, flag, option
 
 DATA, MEASURE = "Data", "Measuring"
 
@@ -46,7 +46,7 @@ def anchor(
 
     quiet_libraries()
     from holdfast.estimate import anchor_on
-    from holdfast.recipe import DataSettings
+    from holdfast.recipe import DataSettings, layer_names
 
     data = None if source is None else DataSettings(path=source, text=text, prompt=prompt, completion=completion)
     facts: dict[str, Any] = anchor_on(
@@ -54,7 +54,7 @@ def anchor(
         data,
         out,
         curvature=curvature,
-        targets=split_names(targets),
+        targets=layer_names(targets),
         fisher=fisher,
         max_items=max_items,
         fraction=fraction,

@@ -1,5 +1,6 @@
 """`holdfast evaluate`: losses of a model, with and without an adapter."""
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
@@ -44,19 +45,18 @@ def evaluate(
     quiet_libraries()
     from holdfast.cli.summary import print_rows
     from holdfast.evaluate import evaluate as run
-    from holdfast.files import require_writable, write_json
+    from holdfast.files import output_folder, write_json
 
-    if out is not None:
-        require_writable(out)
     sides = {
         "source": None if source is None else DataSettings(path=source, text=source_text),
         "target": None
         if target is None
         else DataSettings(path=target, text=text, prompt=prompt, completion=completion),
     }
-    results = run(model, adapter, sides, length=length, max_items=max_items, dtype=dtype)
-    if out is not None:
-        write_json(out / "results.json", results)
+    with nullcontext() if out is None else output_folder(out):
+        results = run(model, adapter, sides, length=length, max_items=max_items, dtype=dtype)
+        if out is not None:
+            write_json(out / "results.json", results)
     if as_json:
         print_json(results)
         return

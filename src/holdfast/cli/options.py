@@ -30,11 +30,6 @@ def flag(name: str, help: str, panel: str | None = None) -> Any:
     return typer.Option(name, help=help, metavar="", rich_help_panel=panel)
 
 
-def split_names(names: str) -> str | list[str]:
-    """Names separated by commas as a list; one name, or a regular expression, stays a string."""
-    return [name.strip() for name in names.split(",") if name.strip()] if "," in names else names
-
-
 def check_dtype(name: str) -> None:
     """Raise HoldfastError for a precision that models are not loaded in."""
     from holdfast.errors import HoldfastError

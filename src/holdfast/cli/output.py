@@ -52,8 +52,10 @@ def quiet_libraries() -> None:
         logging.lastResort.setLevel(logging.ERROR)  # of libraries without a handler of their own
 
     from huggingface_hub.utils import enable_progress_bars
+    from huggingface_hub.utils import logging as hub
     from transformers.utils import logging as transformers
 
+    hub.set_verbosity_error()
     transformers.set_verbosity_error()
     transformers.disable_progress_bar()
     enable_progress_bars()  # the line above turns them off too, and a download of gigabytes needs one

@@ -43,7 +43,7 @@ def _print_one(row: dict[str, Any]) -> None:
     print_table(f"{_what(row)}; losses in nats per token", header, lines, right=1)
     said = []
     if row.get("predicted_forgetting") is not None:
-        said.append(f"forecast of the forgetting {row['predicted_forgetting']:.3f} nats per token")
+        said.append(f"forecast of the forgetting {row['predicted_forgetting']:.2g} nats per token")
     if row.get("trainable_parameters"):
         said.append(f"{row['trainable_parameters']:,} trained parameters")
     said += [f"{row['seconds']:.0f} s", f"{row['peak_memory_mb']:.0f} MB"]

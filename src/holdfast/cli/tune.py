@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from holdfast.cli.options import flag, option, split_names
+from holdfast.cli.options import flag, option
 
 DATA, HOLD, TRAIN, MORE = "Data", "Holding on", "Training", "Output"
 
@@ -76,7 +76,7 @@ def tune(
     given: dict[str, Any] = {
         "model": model, "anchor": None if anchor is None else str(anchor), "strength": strength, "damping": damping,
         "distill": distill, "method": method, "rank": rank, "length": length, "seed": seed,
-        "targets": None if targets is None else split_names(targets),
+        "targets": targets,
         "training": {
             "steps": steps, "epochs": epochs, "batch_size": batch_size, "accumulate": accumulate,
             "learning_rate": learning_rate, "save_steps": save_steps,

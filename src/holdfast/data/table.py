@@ -89,7 +89,8 @@ def _guess(table: Table) -> Columns:
                 "the rows are chats (messages): render them into one text column with the chat template first",
                 "the rows lie under a key of one big JSON object",
             ],
-            remedy="name the text column, or the prompt and the completion column",
+            remedy="name the text column, or the prompt and the completion column: on the command line --text-column, "
+            "or --prompt-column and --completion-column; for the source beside a target --source-text-column",
         )
     if pair is None:
         return Columns(text=text)
