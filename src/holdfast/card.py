@@ -9,14 +9,15 @@ import yaml
 SIGNATURE = "trained with Holdfast"  # by which a later run knows that the folder is its own
 
 
-def write_card(path: Path, results: dict[str, Any]) -> None:
-    """Write the card of the run's last row; metadata as the hub reads it."""
+def write_card(path: Path, results: dict[str, Any], *, adapter: bool = True) -> None:
+    """Write the card of the run's last row, of an adapter or of a whole model; metadata as the hub reads it."""
     settings, row = results["settings"], results["rows"][-1]
     metadata = {
         "base_model": settings["model"],
-        "library_name": "transformers" if settings["method"] == "full" else "peft",
+        "library_name": "peft" if adapter else "transformers",
         "tags": ["holdfast", settings["method"], *([] if row["penalty"] == "none" else [row["penalty"]])],
     }
+    what = f"A `{settings['method']}` adapter" if adapter else f"A fully tuned (`{settings['method']}`) copy"
     lines = [
         "---",
         yaml.safe_dump(metadata, sort_keys=False).strip(),
@@ -24,7 +25,7 @@ def write_card(path: Path, results: dict[str, Any]) -> None:
         "",
         f"# {results['title']}",
         "",
-        f"{_what(settings)} `{settings['model']}`, {SIGNATURE}.",
+        f"{what} of `{settings['model']}`, {SIGNATURE}.",
         "",
         "## Learned and kept",
         "",
@@ -51,10 +52,6 @@ def write_card(path: Path, results: dict[str, Any]) -> None:
         "",
     ]
     path.write_text("\n".join(lines), encoding="utf-8")
-
-
-def _what(settings: dict[str, Any]) -> str:
-    return "The fully tuned" if settings["method"] == "full" else f"A `{settings['method']}` adapter of"
 
 
 def _side(name: str, row: dict[str, Any], side: str) -> str:

@@ -216,7 +216,7 @@ def _save(model: Any, tokenizer: Any, results: dict[str, Any], run: Run, final: 
     with whole_folder(final) as folder:
         model.save_pretrained(str(folder))
         tokenizer.save_pretrained(str(folder))
-        write_card(folder / "README.md", results)
+        write_card(folder / "README.md", results, adapter=hasattr(model, "peft_config"))
     write_json(out / "results.json", results)
     write_text(out / "recipe.resolved.yaml", run.recipe)
     write_text(out / "log.jsonl", "".join(map(log_line, results["rows"][-1]["history"])))

@@ -61,6 +61,7 @@ def run(
             raise
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
+            del pool  # an exception's traceback would keep its semaphores past the end of the program
 
 
 @contextlib.contextmanager

@@ -210,7 +210,7 @@ def _check_coverage(adapted: list[str], anchor: Anchor) -> None:
         raise HoldfastError(
             f"{len(missing)} trainable layers have no curvature in the anchor: {', '.join(missing[:3])}",
             wanted="a curvature for every layer that can move",
-            remedy='estimate the anchor with targets that include them (targets=".*" takes every layer), or freeze them',
+            remedy='estimate the anchor with targets that include them (".*" takes every layer), or freeze them',
         )
 
 
