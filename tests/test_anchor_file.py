@@ -64,6 +64,12 @@ def test_the_files_are_the_documented_ones(folder: Path, anchor: Anchor) -> None
     assert facts["dtype"] == ["float64"]
 
 
+def test_the_files_are_readable_as_any_new_file_is(folder: Path, tmp_path: Path) -> None:
+    plain = tmp_path / "plain"
+    plain.touch()
+    assert {file.stat().st_mode for file in folder.iterdir()} == {plain.stat().st_mode}
+
+
 def test_a_shared_factor_is_stored_and_loaded_once(folder: Path) -> None:
     stored = load_file(folder / TENSORS)
     assert "model.layers.0.self_attn.q_proj/inputs" in stored

@@ -68,6 +68,8 @@ def whole_folder(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         sync(temporary)
+        for file in filter(Path.is_file, temporary.rglob("*")):  # safetensors writes for the owner's eyes alone
+            os.chmod(file, 0o666 & ~_umask())
         os.chmod(temporary, 0o777 & ~_umask())
         if path.exists():
             path.rename(old)
