@@ -47,7 +47,7 @@ class Anchor:
         fraction: float = 1.0,
         batch_size: int = 8,
         forward_loss: ForwardLoss | None = None,
-        item: str = "token",
+        item: str | None = None,
         seed: int = 0,
         progress: bool = True,
     ) -> Self:
@@ -70,7 +70,7 @@ class Anchor:
             batch_size: for a `datasets.Dataset`.
             forward_loss: `f(model, batch)` returning (logits, labels) or (summed loss, items). Positions that its
                 labels leave out (-100) are left out of sums over inputs where the batch's "attention_mask" is 0.
-            item: what one scored item is, for reports.
+            item: what one scored item is, for reports; None: "token" or "example", as the labels have it.
             seed: of the drawn labels and positions.
             progress: show a progress bar.
 
@@ -102,7 +102,7 @@ class Anchor:
         measured.check_reached()
         curvatures = {n: kind.from_sums(sizes[n], measured.sums[n], measured.items) for n in layers}
         _check_finite(curvatures)
-        facts |= {"data_sha256": measured.digest.hexdigest()}
+        facts |= {"item": item or reader.item, "data_sha256": measured.digest.hexdigest()}
         return cls(curvatures, weights, curvature, fisher, measured.items, facts)
 
     def check(self, model: nn.Module) -> None:

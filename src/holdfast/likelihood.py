@@ -92,6 +92,7 @@ class Items:
             )
         self.model, self.forward_loss = model, forward_loss
         self.shifted = is_causal(model)
+        self.item = "token" if forward_loss is None else "item"  # what one scored item is; seen at the first batch
 
     def positions(self, batch: Any) -> Tensor | None:
         """(batch, length) mask of the positions that reach a scored item, known before the forward pass."""
@@ -114,6 +115,7 @@ class Items:
             return _from_user(self.forward_loss(self.model, batch))
         logits = self.model(**inputs_of(batch)).logits
         labels = batch["labels"] if logits.dim() == 2 else scored_mask(batch, shifted=self.shifted)[0]
+        self.item = "example" if labels.dim() == 1 else "token"
         rows = torch.arange(len(labels), device=labels.device)
         rows = rows if labels.dim() == 1 else rows[:, None].expand_as(labels).flatten()
         return _scored(logits.flatten(0, -2), labels.flatten(), rows, self._keys(batch))
