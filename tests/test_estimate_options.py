@@ -157,7 +157,9 @@ def test_bad_input_is_refused(options: dict[str, Any], message: str) -> None:
         Anchor.estimate(network.build(), **given)
 
 
-@pytest.mark.parametrize(("name", "item"), [("llama", "token"), ("bert-tokens", "token"), ("bert-sequence", "example")])
+@pytest.mark.parametrize(
+    ("name", "item"), [("llama", "token"), ("bert-tokens", "token"), ("bert-sequence", "example")]
+)
 def test_the_item_is_what_the_labels_say(name: str, item: str) -> None:
     network = NETWORKS[name]
     anchor = Anchor.estimate(network.build(), network.batches(2), progress=False)
