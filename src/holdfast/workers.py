@@ -61,7 +61,6 @@ def run(
             raise
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
-            del pool  # an exception's traceback would keep its semaphores past the end of the program
 
 
 @contextlib.contextmanager
@@ -89,8 +88,10 @@ def _follow(futures: list[Future], queue: Any, on_step: OnStep, on_row: OnRow) -
 
 
 def _start(common: ComparisonSettings, work: Workload, queue: Any) -> None:
+    from tqdm import tqdm
     from transformers.utils import logging
 
+    tqdm.set_lock(threading.RLock())  # its own is a semaphore of the system, left behind when the process is ended
     torch.set_num_threads(1)
     logging.set_verbosity_error()
     logging.disable_progress_bar()

@@ -37,9 +37,9 @@ def demo(
     print_rows(results)
     for sample in results["rows"][0]["samples"]:
         say(f"\n{sample['side']} prompt: {sample['prompt']!r}")
+        say(f": {' '.join(sample['before'].split())[:160]}", strong="  before")
         for row in results["rows"]:
             if row["seed"] == 0:
                 after = next(s["after"] for s in row["samples"] if s["side"] == sample["side"])
                 say(f": {' '.join(after.split())[:160]}", strong=f"  {row['penalty']}")
-        say(f": {' '.join(sample['before'].split())[:160]}", strong="  before")
     say(f"\nOpen {out / 'report.html'} for the learning-against-forgetting plot.")
