@@ -59,16 +59,8 @@ def collate(rows: list[tuple[torch.Tensor]]) -> dict[str, torch.Tensor]:
     return {"input_ids": ids, "labels": ids}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--passes", type=int, default=10)
-    parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args()
-    torch.manual_seed(options.seed)
-
-    train, validation, test = (prose.documents(split) for split in ("train", "validation", "test"))
-    tokenizer = train_tokenizer(train)
+def fresh_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
+    """A Llama of 1.1 M parameters with random weights."""
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=128,
@@ -82,11 +74,13 @@ def main() -> None:
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    model = LlamaForCausalLM(config)
-    data = pack(tokenizer, train, options.passes, options.seed)
-    steps = len(data) // 16
-    arguments = TrainingArguments(
-        output_dir=str(options.out) + ".checkpoints",
+    return LlamaForCausalLM(config)
+
+
+def arguments(out: Path, steps: int, seed: int) -> TrainingArguments:
+    """One pass over the packed data; the checkpoint with the lowest validation loss is kept."""
+    return TrainingArguments(
+        output_dir=str(out) + ".checkpoints",
         per_device_train_batch_size=16,
         per_device_eval_batch_size=16,
         num_train_epochs=1,
@@ -104,11 +98,26 @@ def main() -> None:
         load_best_model_at_end=True,
         use_cpu=not torch.cuda.is_available(),
         report_to=[],
-        seed=options.seed,
+        seed=seed,
     )
+
+
+def main() -> None:
+    """Train the tokenizer, then the model, then write both down."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--passes", type=int, default=10)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    torch.manual_seed(options.seed)
+
+    train, validation, test = (prose.documents(split) for split in ("train", "validation", "test"))
+    tokenizer = train_tokenizer(train)
+    model = fresh_model(tokenizer)
+    data = pack(tokenizer, train, options.passes, options.seed)
     trainer = Trainer(
         model=model,
-        args=arguments,
+        args=arguments(options.out, len(data) // 16, options.seed),
         train_dataset=data,
         eval_dataset=pack(tokenizer, validation, 1, 0),
         data_collator=collate,
@@ -120,12 +129,11 @@ def main() -> None:
     }
     model.save_pretrained(options.out)
     tokenizer.save_pretrained(options.out)
-    seen = len(data) * BLOCK
     facts = {
         "parameters": model.num_parameters(),
-        "unique_training_tokens": seen // options.passes,
+        "unique_training_tokens": len(data) * BLOCK // options.passes,
         "passes": options.passes,
-        "tokens_seen": seen,
+        "tokens_seen": len(data) * BLOCK,
         "loss_nats_per_token": losses,
         "best_checkpoint_step": trainer.state.best_global_step,
         "seed": options.seed,

@@ -19,8 +19,10 @@ class Identity(Curvature):
     paper = "L2-SP, arXiv 1802.01483 eq. 2"
     forecasts = False
 
-    def __init__(self, size: Tensor) -> None:
+    def __init__(self, size: Tensor, scale: Tensor | None = None) -> None:
         self.size = size  # (2,): out, in; a tensor so that it is stored like any other curvature
+        self.scale = size.new_ones(1) if scale is None else scale  # (1,): above 1 where it is damped
+        self._factor = float(self.scale)
 
     @classmethod
     def of_shape(cls, out: int, inn: int) -> Self:
@@ -36,20 +38,21 @@ class Identity(Curvature):
         return cls.of_shape(size.out, size.inn)
 
     def apply(self, delta: Tensor) -> Tensor:
-        return delta
+        return delta * self._factor
 
     def thin(self, up: Tensor, down: Tensor) -> tuple[Tensor, Tensor]:
-        return up @ (down @ down.T), (up.T @ up) @ down
+        return up @ (down @ down.T * self._factor), (up.T @ up * self._factor) @ down
 
     def damped(self, damping: float) -> "Identity":
-        return self  # its mean eigenvalue on itself changes the strength only
+        """(1 + eta) I: its mean eigenvalue is 1, so damping is strength by another name."""
+        return Identity(self.size, self.scale * (1 + damping))
 
     def tensors(self) -> dict[str, Tensor]:
-        return {"size": self.size}
+        return {"size": self.size, "scale": self.scale}
 
     @classmethod
     def from_tensors(cls, tensors: dict[str, Tensor]) -> Self:
-        return cls(tensors["size"])
+        return cls(tensors["size"], tensors["scale"])
 
     @property
     def shape(self) -> tuple[int, int]:
