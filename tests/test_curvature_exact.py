@@ -99,6 +99,11 @@ def test_half_the_price_is_the_kl_divergence_in_nats() -> None:
     assert_close(0.5 * price(curvature, shift), divergence.detach(), rtol=MONTE_CARLO + SMALL_SHIFT, atol=0)
 
 
+def test_damping_of_the_identity_is_more_of_it() -> None:
+    delta = torch.randn(5, 4, dtype=torch.float64)
+    assert_close(Identity.of_shape(5, 4).damped(0.3).apply(delta), 1.3 * delta, **EXACT)
+
+
 def test_damping_adds_a_share_of_the_mean_eigenvalue() -> None:
     inputs, gradients = drawn(1, 5, 3), drawn(2, 6, 4)
     s, g = inputs.T @ inputs, gradients.T @ gradients
