@@ -21,7 +21,7 @@ class Identity(Curvature):
 
     def __init__(self, size: Tensor, scale: Tensor | None = None) -> None:
         self.size = size  # (2,): out, in; a tensor so that it is stored like any other curvature
-        self.scale = size.new_ones(1) if scale is None else scale  # (1,): above 1 where it is damped
+        self.scale = size.new_ones(1, dtype=torch.float64) if scale is None else scale  # (1,): above 1 where damped
         self._factor = float(self.scale)
 
     @classmethod
