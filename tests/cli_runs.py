@@ -165,3 +165,18 @@ def tune(place, out, *more):
 def files_in(folder):
     """Every file below, temporary ones included, with its content."""
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+@pytest.fixture
+def out(tmp_path):
+    """A folder that no failed command may leave anything in."""
+    yield tmp_path / "new" / "out"
+    assert not (tmp_path / "new").exists()
+
+
+def seeded(out):
+    """What an earlier run left, for a failed one to leave alone."""
+    (out / "adapter").mkdir(parents=True)
+    for name in ("adapter/README.md", "results.json", "report.html", "log.jsonl", "recipe.resolved.yaml"):
+        (out / name).write_text(f"{name} of an earlier run, trained with Holdfast")
+    return files_in(out)
