@@ -12,6 +12,7 @@ from holdfast.batches import Row, collate, to_device
 from holdfast.errors import HoldfastError
 from holdfast.layers import device_of
 from holdfast.likelihood import Items, summed_loss
+from holdfast.pretrained import evaluating
 from holdfast.progress import track
 
 
@@ -37,21 +38,16 @@ def mean_loss(
     Raises:
         HoldfastError: no scored item, or a loss that is not finite.
     """
-    modes = {module: module.training for module in model.modules()}
     reader, device = Items(model), device_of(model)
     total, items = 0.0, 0
-    model.eval()
-    try:
-        with track(name, math.ceil(len(rows) / batch_size), shown=progress) as advance:
-            for start in range(0, len(rows), batch_size):
-                batch: Any = to_device(collate(rows[start : start + batch_size]), device)
-                scored = reader.run(batch)
-                total += float(summed_loss(scored))
-                items += scored.items
-                advance()
-    finally:
-        for module, training in modes.items():
-            module.training = training
+    bar = track(name, math.ceil(len(rows) / batch_size), shown=progress)
+    with evaluating(model), bar as advance:
+        for start in range(0, len(rows), batch_size):
+            batch: Any = to_device(collate(rows[start : start + batch_size]), device)
+            scored = reader.run(batch)
+            total += float(summed_loss(scored))
+            items += scored.items
+            advance()
     if items == 0:
         raise HoldfastError(f"{name}: no scored item to measure a loss on", remedy="give more data")
     if not math.isfinite(total):

@@ -18,17 +18,13 @@ def at_anchor(model: nn.Module) -> Iterator[None]:
     Training modes, gradient flags, adapter state and random states are restored. Raises HoldfastError for adapters
     that are merged or whose initialisation changed the base weights.
     """
-    modes = {module: module.training for module in model.modules()}
     flags = {parameter: parameter.requires_grad for parameter in model.parameters()}
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
-    with torch.random.fork_rng(devices), adapters_off(model):
+    with torch.random.fork_rng(devices), adapters_off(model), evaluating(model):
         try:
-            model.eval()
             model.requires_grad_(False)
             yield
         finally:
-            for module, training in modes.items():
-                module.training = training
             for parameter, flag in flags.items():
                 parameter.requires_grad_(flag)
 
@@ -70,11 +66,17 @@ def check_base(model: nn.Module) -> None:
 @contextmanager
 def teaching(model: nn.Module) -> Iterator[None]:
     """The model as teacher: adapter off, no dropout."""
+    with evaluating(model), adapters_off(model):
+        yield
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode; every module's own training mode is restored."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
-        with adapters_off(model):
-            yield
+        yield
     finally:
         for module, training in modes.items():
             module.training = training
