@@ -14,24 +14,46 @@ from holdfast.recipe import Settings, TrainingSettings
 
 
 class Hold(Settings):
-    """One way of holding on: a weight-space part, a function-space part, rehearsal, or nothing."""
+    """One way of holding on: a weight-space part, a function-space part, rehearsal, training differently, or nothing.
+
+    What is None is as the comparison's other rows have it.
+    """
 
     curvature: str | None = None
     strength: float = Field(0.0, ge=0)
     damping: float = Field(0.0, ge=0)
+    fisher: Literal["sampled", "data"] = "sampled"
+    per: Literal["token", "sequence"] = "token"
+    space: Literal["weights", "adapter"] = "weights"
     distill: float = Field(0.0, ge=0)
     distill_source: Literal["self", "source", "target", "random"] = "self"
     distill_sequences: int = 4
     distill_every: int = 1
     distill_top_k: int | None = None
     replay: float = Field(0.0, ge=0)
+    method: str | None = None
+    targets: str | list[str] | None = None
+    learning_rate: float | None = Field(None, gt=0)
+    weight_decay: float | None = Field(None, ge=0)
+    evaluate_at: list[int] = Field([], description="steps after which everything measured is measured")
 
     @property
     def label(self) -> str:
-        """What the result rows call it."""
-        parts = [self.curvature or "", f"distill-{self.distill_source}" if self.distill else ""]
+        """What the result rows call the penalty."""
+        parts = ["-".join([self.curvature, *self.estimate.values()]) if self.curvature else ""]
+        parts += [f"distill-{self.distill_source}" if self.distill else ""]
         parts += ["replay" if self.replay else ""]
         return "+".join(part for part in parts if part) or "none"
+
+    @property
+    def estimate(self) -> dict[str, str]:
+        """The arguments of `Anchor.estimate` that differ from their defaults."""
+        return self.model_dump(include={"fisher", "per", "space"}, exclude_defaults=True)
+
+    def training(self, common: TrainingSettings) -> TrainingSettings:
+        """The comparison's training settings with this row's own in their place."""
+        own = {"learning_rate": self.learning_rate, "weight_decay": self.weight_decay}
+        return common.model_copy(update={name: value for name, value in own.items() if value is not None})
 
 
 class ComparisonSettings(Settings):

@@ -17,7 +17,7 @@ from holdfast.penalties.quadratic import Penalty
 from holdfast.penalties.regularizer import Regularizer
 from holdfast.penalties.replay import Replay
 from holdfast.sampling import sample_from
-from holdfast.training import train
+from holdfast.training import Trained, train
 
 FORECASTER = "kronecker"  # the curvature that forecasts for runs that did not hold on in weight space
 
@@ -29,8 +29,7 @@ class Contender:
         torch.manual_seed(seed)
         self.settings, self.work, self.seed = settings, work, seed
         self.tokenizer = load_tokenizer(settings.model)
-        self.anchor_seconds: dict[str, float] = {}
-        self._anchors: dict[str, Anchor] = {}
+        self._anchors: dict[tuple[str, ...], tuple[Anchor, float]] = {}
         self._texts: dict[str, tuple[list[dict[str, Tensor]], float]] = {}
 
     def model(self) -> nn.Module:
@@ -67,31 +66,47 @@ class Contender:
         generator = torch.Generator().manual_seed(self.seed)
         return {"input_ids": torch.randint(len(self.tokenizer), (count, length), generator=generator)}
 
-    def anchor(self, kind: str) -> Anchor:
-        """The anchor of one curvature, measured once."""
-        if kind not in self._anchors:
+    def anchor(self, hold: Hold, model: nn.Module | None = None) -> tuple[Anchor, float]:
+        """The anchor that a way of holding on asks for, measured once, and the seconds it took.
+
+        Args:
+            hold: its curvature, and how it is estimated.
+            model: with its adapter as it starts, for a curvature of the adapter's own parameters.
+        """
+        assert hold.curvature is not None
+        method, targets = self._trained(hold)
+        kind, born = hold.curvature, (method,) if hold.space == "adapter" else ()
+        key = (kind, *hold.estimate.values(), str(targets), *born)
+        if key not in self._anchors:
             started = time.perf_counter()
             needs_data = bool(catalogue.curvature(kind).statistics())
             batch = self.source[0]
             pieces = [{n: t[i : i + 8] for n, t in batch.items()} for i in range(0, len(batch["input_ids"]), 8)]
-            self._anchors[kind] = Anchor.estimate(
-                self.model(),
+            options: dict[str, Any] = hold.estimate if needs_data else {}
+            anchor = Anchor.estimate(
+                self.model() if model is None or not born else model,
                 pieces if needs_data else None,
                 curvature=kind,
-                targets=self.settings.targets,
+                targets=targets,
                 seed=self.seed,
                 progress=False,
+                **options,
             )
-            self.anchor_seconds[kind] = time.perf_counter() - started
-        return self._anchors[kind]
+            self._anchors[key] = anchor, time.perf_counter() - started
+        return self._anchors[key]
+
+    def _trained(self, hold: Hold) -> tuple[str, Any]:
+        """The method and the layers that one way of holding on trains."""
+        return hold.method or self.settings.method, hold.targets or self.settings.targets
 
     def penalties(self, model: nn.Module, hold: Hold) -> tuple[list[Regularizer], float]:
         """The regularizers of one way of holding on, and the seconds spent before training."""
         found: list[Regularizer] = []
         seconds = 0.0
         if hold.curvature is not None:
-            found.append(Penalty(model, self.anchor(hold.curvature), hold.strength, hold.damping))
-            seconds += self.anchor_seconds[hold.curvature]
+            anchor, measuring = self.anchor(hold, model)
+            found.append(Penalty(model, anchor, hold.strength, hold.damping))
+            seconds += measuring
         if hold.distill:
             text, drawing = self.text(hold.distill_source)
             seconds += drawing
@@ -116,30 +131,22 @@ class Contender:
     def row(self, hold: Hold, on_step: Any = None) -> dict[str, Any]:
         """Train one way of holding on and measure it: a row of `results.json`."""
         torch.manual_seed(self.seed)
-        model = catalogue.tuner(self.settings.method)().prepare(
-            self.model(), self.settings.targets, self.settings.rank, None
-        )
+        method, targets = self._trained(hold)
+        model = catalogue.tuner(method)().prepare(self.model(), targets, self.settings.rank, None)
         penalties, preparation = self.penalties(model, hold)
-        trained = train(
-            model,
-            self.work.target_train,
-            self.settings.training,
-            penalties=penalties,
-            seed=self.seed,
-            on_step=on_step,
-            quiet=True,
-        )
+        trained, along = self._run(model, hold, penalties, on_step)
         after = measure(model, self.work)
         quadratic = next((p for p in penalties if isinstance(p, Penalty)), None)
         return {
-            "method": self.settings.method,
+            "method": method,
             "penalty": hold.label,
             "strength": hold.strength or hold.distill or hold.replay or None,
             "hold": hold.model_dump(exclude_defaults=True),
             "seed": self.seed,
             **sides(self.before, after, "test"),
             "validation": sides(self.before, after, "validation"),
-            "predicted_forgetting": self._forecast(model, penalties),
+            "along": along,
+            "predicted_forgetting": self._forecast(model, hold, penalties),
             "anchor_seconds": preparation,
             "seconds": trained.seconds,
             "seconds_per_step": trained.seconds_per_step,
@@ -151,12 +158,36 @@ class Contender:
             "samples": self.samples(model),
         }
 
-    def _forecast(self, model: nn.Module, penalties: list[Regularizer]) -> float | None:
+    def _run(
+        self, model: nn.Module, hold: Hold, penalties: list[Regularizer], on_step: Any
+    ) -> tuple[Trained, list[dict[str, float]]]:
+        """Train in place; what was measured along the way, by step."""
+        along: list[dict[str, float]] = []
+
+        def watch(step: int, steps: int) -> None:
+            if step in hold.evaluate_at:
+                along.append({"step": step, **measure(model, self.work)})
+            if on_step is not None:
+                on_step(step, steps)
+
+        trained = train(
+            model,
+            self.work.target_train,
+            hold.training(self.settings.training),
+            penalties=penalties,
+            seed=self.seed,
+            on_step=watch,
+            quiet=True,
+        )
+        return trained, along
+
+    def _forecast(self, model: nn.Module, hold: Hold, penalties: list[Regularizer]) -> float | None:
         """The run's own forecast; where it has none, what the default anchor says of where it went."""
         own = next((p.predicted_forgetting for p in penalties if p.predicted_forgetting is not None), None)
         if own is not None:
             return own
-        return Penalty(model, self.anchor(FORECASTER)).predicted_forgetting
+        anchor, _ = self.anchor(Hold(curvature=FORECASTER, targets=hold.targets))
+        return Penalty(model, anchor).predicted_forgetting
 
     @cached_property
     def _samples_before(self) -> dict[str, str]:
