@@ -6,7 +6,7 @@ the sum over items of the cross-entropy; every figure in Holdfast is a mean over
 
 import math
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from holdfast.errors import HoldfastError
 
 IGNORED = -100
-Fisher = Literal["sampled", "data"]
-FISHERS: tuple[Fisher, ...] = ("sampled", "data")
+CLASSES = 256  # the most that fisher="exact" goes through: each costs a backward pass
+Fisher = Literal["sampled", "data", "exact"]
+FISHERS: tuple[Fisher, ...] = ("sampled", "data", "exact")
 # Returns (logits, labels): float (items, classes) and integer (items,), -100 ignored; or (summed loss, items).
 ForwardLoss = Callable[[nn.Module, Any], tuple[Tensor, Tensor | int]]
 
@@ -118,9 +119,23 @@ class Items:
         self.item = "example" if labels.dim() == 1 else "token"
         rows = torch.arange(len(labels), device=labels.device)
         rows = rows if labels.dim() == 1 else rows[:, None].expand_as(labels).flatten()
-        return _scored(logits.flatten(0, -2), labels.flatten(), rows, self._keys(batch))
+        return _scored(logits.flatten(0, -2), labels.flatten(), rows, self.keys(batch))
 
-    def _keys(self, batch: Mapping[str, Tensor]) -> list[int] | None:
+    def items_in(self, batch: Any) -> int | None:
+        """The scored items of a batch where it tells by itself, before any forward pass; else None."""
+        if self.forward_loss is not None:
+            return None
+        labels = batch.get("labels")
+        if labels is None and "input_ids" not in batch:
+            return None
+        if labels is None or labels.dim() == 2:
+            labels = scored_mask(batch, shifted=self.shifted)[0]
+        return int((labels != IGNORED).sum())
+
+    def keys(self, batch: Any) -> list[int] | None:
+        """For each sequence of a batch, what stands in for its input, padding left out."""
+        if self.forward_loss is not None:
+            return None
         name: Any = bare(self.model).main_input_name
         inputs, mask = batch.get(name), batch.get("attention_mask")
         if inputs is None:
@@ -164,14 +179,18 @@ class LabelSampler:
 
     def uniform(self, sequence: Tensor, keys: list[int] | None) -> Tensor:
         """(items,) on the CPU, float32 in [0, 1), for items in the order of their sequences (items,)."""
+        return self.uniforms(sequence, keys, 1)[0]
+
+    def uniforms(self, sequence: Tensor, keys: list[int] | None, draws: int) -> Tensor:
+        """(draws, items): as `uniform`, several times over; the first of them is `uniform`'s."""
         if keys is None:
-            return torch.rand(len(sequence), generator=self._stream)
+            return torch.rand(draws, len(sequence), generator=self._stream)
         which, counts = torch.unique_consecutive(sequence.cpu(), return_counts=True)
-        draws = []
+        drawn = []
         for row, count in zip(which.tolist(), counts.tolist(), strict=True):
             seed = keys[row] ^ (self.seed * 0x9E3779B1 & 0xFFFFFFFF)
-            draws.append(torch.rand(count, generator=torch.Generator().manual_seed(seed)))
-        return torch.cat(draws) if draws else torch.empty(0)
+            drawn.append(torch.rand(draws, count, generator=torch.Generator().manual_seed(seed)))
+        return torch.cat(drawn, dim=1) if drawn else torch.empty(draws, 0)
 
     def draw(self, probabilities: Tensor, uniform: Tensor) -> Tensor:
         """(items,) labels for (items, classes) probabilities and (items,) uniform numbers in [0, 1).
@@ -199,40 +218,101 @@ def _first_above(running: Tensor, target: Tensor) -> Tensor:
 
 
 def backward(scored: Scored, fisher: Fisher, sampler: LabelSampler) -> None:
-    """Backpropagate the summed loss of one batch, with the data's labels or with labels drawn from the model.
+    """Backpropagate the summed loss of one batch once; see `passes`."""
+    for _ in passes(scored, fisher, sampler):
+        pass
 
-    For a softmax the gradient of an item's loss is p - onehot(y): it is written down, not derived.
+
+def passes(scored: Scored, fisher: Fisher, sampler: LabelSampler, draws: int = 1) -> Iterator[None]:
+    """Backpropagate one batch as often as its Fisher needs, and stop after each time.
+
+    Sums over the passes of squares of what arrives are the Fisher of the batch. For a softmax the gradient of an
+    item's loss is p - onehot(y): it is written down, not derived. Without scored items there is no pass.
+
+    - "data": once, with the data's own labels.
+    - "sampled": `draws` times, with labels drawn from the model; gradients are divided by sqrt(draws).
+    - "exact": once for each class c, with sqrt(p_c) (p - onehot(c)). Where a sequence has several items, each item
+      and class has a random sign, so that products between items vanish in expectation; with one item it is exact.
 
     Raises:
-        HoldfastError: when labels can't be drawn because only a loss is known.
+        HoldfastError: labels can't be drawn because only a loss is known, or too many classes for "exact".
     """
     if scored.items == 0:
         return
     if scored.logits is None:
         assert scored.loss is not None
-        if fisher == "sampled":
+        if fisher != "data":
             raise HoldfastError(
-                "fisher='sampled' needs a distribution to draw labels from, and forward_loss returned only a loss",
+                f"fisher={fisher!r} needs a distribution to draw labels from, and forward_loss returned only a loss",
                 remedy="return (logits, labels) from forward_loss, or ask for fisher='data'",
             )
         scored.loss.backward()
+        yield
         return
+    gradients = _GRADIENTS[fisher](scored, sampler, draws)
+    for gradient, more in gradients:
+        if scored.logits.requires_grad:
+            scored.logits.backward(gradient, retain_graph=more)
+        yield
+
+
+def _probabilities(logits: Tensor) -> Tensor:
+    return logits.detach().to(torch.promote_types(logits.dtype, torch.float32)).softmax(dim=1)
+
+
+def _minus_label(scored: Scored, probabilities: Tensor, labels: Tensor) -> Tensor:
+    """p - onehot(labels), zero where nothing is scored; in place."""
+    assert scored.logits is not None
     assert scored.labels is not None
-    logits, labels = scored.logits, scored.labels
-    unscored = (labels == IGNORED).nonzero().squeeze(1)
-    with torch.no_grad():
-        gradient = logits.to(torch.promote_types(logits.dtype, torch.float32)).softmax(dim=1)
-        if fisher == "sampled":
-            uniform = torch.zeros(len(labels), device=labels.device)
-            keep = labels != IGNORED
-            sequence = labels if scored.sequence is None else scored.sequence
-            uniform[keep] = sampler.uniform(sequence[keep], scored.keys).to(labels.device)
-            labels = sampler.draw(gradient, uniform)
-        # Unscored rows take any class and are then emptied: a few rows to clear instead of all to gather.
-        gradient[torch.arange(len(labels), device=labels.device), labels.clamp_min(0)] -= 1
-        gradient = gradient.index_fill_(0, unscored, 0).to(logits.dtype)
-    if logits.requires_grad:
-        logits.backward(gradient)
+    # Unscored rows take any class and are then emptied: a few rows to clear instead of all to gather.
+    probabilities[torch.arange(len(labels), device=labels.device), labels.clamp_min(0)] -= 1
+    unscored = (scored.labels == IGNORED).nonzero().squeeze(1)
+    return probabilities.index_fill_(0, unscored, 0)
+
+
+def _uniforms(scored: Scored, sampler: LabelSampler, draws: int) -> Tensor:
+    """(draws, rows), 0 where nothing is scored."""
+    assert scored.labels is not None
+    keep = scored.labels != IGNORED
+    sequence = scored.labels if scored.sequence is None else scored.sequence
+    uniform = torch.zeros(draws, len(keep), device=keep.device)
+    uniform[:, keep] = sampler.uniforms(sequence[keep], scored.keys, draws).to(keep.device)
+    return uniform
+
+
+def _with_data(scored: Scored, sampler: LabelSampler, draws: int) -> Iterator[tuple[Tensor, bool]]:
+    assert scored.logits is not None
+    assert scored.labels is not None
+    yield _minus_label(scored, _probabilities(scored.logits), scored.labels).to(scored.logits.dtype), False
+
+
+def _with_draws(scored: Scored, sampler: LabelSampler, draws: int) -> Iterator[tuple[Tensor, bool]]:
+    assert scored.logits is not None
+    probabilities = _probabilities(scored.logits)
+    for number, uniform in enumerate(_uniforms(scored, sampler, draws), start=1):
+        labels, last = sampler.draw(probabilities, uniform), number == draws
+        gradient = _minus_label(scored, probabilities if last else probabilities.clone(), labels)
+        yield gradient.div_(draws**0.5).to(scored.logits.dtype), not last
+
+
+def _with_classes(scored: Scored, sampler: LabelSampler, draws: int) -> Iterator[tuple[Tensor, bool]]:
+    assert scored.logits is not None
+    classes = scored.logits.shape[1]
+    if classes > CLASSES:
+        raise HoldfastError(
+            f"fisher='exact' takes a backward pass per class, and there are {classes}",
+            wanted=f"at most {CLASSES} classes",
+            remedy="ask for fisher='sampled' with more draws (draws=8, say)",
+        )
+    probabilities = _probabilities(scored.logits)
+    signs = torch.where(_uniforms(scored, sampler, classes) < 0.5, -1, 1).to(probabilities.dtype)
+    for label, sign in enumerate(signs):
+        gradient = _minus_label(scored, probabilities.clone(), torch.full_like(sign, label, dtype=torch.long))
+        weight = probabilities[:, label].sqrt() * sign
+        yield gradient.mul_(weight[:, None]).to(scored.logits.dtype), label < classes - 1
+
+
+_GRADIENTS = {"data": _with_data, "sampled": _with_draws, "exact": _with_classes}
 
 
 def summed_loss(scored: Scored) -> Tensor:
