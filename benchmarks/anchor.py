@@ -120,7 +120,8 @@ def g_differences(
         for name, theirs in peer.gradients().items():
             mine = anchor.curvatures[name]
             assert isinstance(mine, Kronecker)
-            wanted = mine.gradients / mine.gradients.trace()
+            wanted = mine.gradients.tensors()["full"]
+            wanted = wanted / wanted.trace()
             worst = max(worst, float((theirs / theirs.trace() - wanted).norm() / wanted.norm()))
         found[key] = {"g_difference": worst}
     return found

@@ -47,7 +47,7 @@ def of_layer(d: int, repeats: int) -> list[dict[str, Any]]:
     """Every curvature at one width."""
     torch.manual_seed(d)
     inputs, gradients, fisher = moment(d), moment(d), torch.rand(d, d)
-    kronecker = Kronecker(inputs, gradients)
+    kronecker = Kronecker.of(inputs, gradients)
     rows = []
     rows += against_dense(
         "kronecker",
