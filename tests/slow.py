@@ -101,9 +101,24 @@ def diagonal(rows: Rows, items: int, delta: Tensor) -> Tensor:
     return sum(own.square() for _, own in rows) / items * delta
 
 
+def eigen(rows: Rows, items: int, delta: Tensor) -> Tensor:
+    """Each row's gradient in the eigenbases of G and S, squared one by one."""
+    inputs = sum(torch.outer(x, x) for x, _ in rows)
+    gradients = torch.zeros(delta.shape[0], delta.shape[0], dtype=delta.dtype)
+    for x, own in rows:
+        largest = x.abs().argmax()
+        g = own[:, largest] / x[largest]
+        gradients += torch.outer(g, g)
+    one_hot = all(int((x != 0).sum()) == 1 for x, _ in rows)  # an embedding: S is diagonal, and stays so
+    turn_in = torch.eye(len(inputs), dtype=delta.dtype) if one_hot else torch.linalg.eigh(inputs / len(rows))[1]
+    turn_out = torch.linalg.eigh(gradients / items)[1]
+    moments = sum((turn_out.T @ own @ turn_in).square() for _, own in rows) / items
+    return turn_out @ (moments * (turn_out.T @ delta @ turn_in)) @ turn_in.T
+
+
 def identity(rows: Rows, items: int, delta: Tensor) -> Tensor:
     """D."""
     return delta
 
 
-TWINS = {"kronecker": kronecker, "diagonal": diagonal, "identity": identity}
+TWINS = {"kronecker": kronecker, "diagonal": diagonal, "eigen": eigen, "identity": identity}

@@ -72,14 +72,17 @@ def test_the_files_are_readable_as_any_new_file_is(folder: Path, tmp_path: Path)
 
 def test_a_shared_factor_is_stored_and_loaded_once(folder: Path) -> None:
     stored = load_file(folder / TENSORS)
-    assert "model.layers.0.self_attn.q_proj/inputs" in stored
-    assert "model.layers.0.self_attn.k_proj/inputs" not in stored
+    assert "model.layers.0.self_attn.q_proj/inputs.full" in stored
+    assert "model.layers.0.self_attn.k_proj/inputs.full" not in stored
     loaded: dict[str, Any] = Anchor.load(folder).curvatures
     query, key = (loaded[f"model.layers.0.self_attn.{name}"] for name in ("q_proj", "k_proj"))
-    assert query.inputs is key.inputs
+    assert query.inputs.matrix is key.inputs.matrix
     penalty = Penalty(lora(LLAMA, LLAMA.build()), Anchor.load(folder))
     placed: dict[str, Any] = penalty.curvatures
-    assert placed["model.layers.0.self_attn.q_proj"].inputs is placed["model.layers.0.self_attn.v_proj"].inputs
+    assert (
+        placed["model.layers.0.self_attn.q_proj"].inputs.matrix
+        is placed["model.layers.0.self_attn.v_proj"].inputs.matrix
+    )
 
 
 def test_saving_again_replaces(folder: Path) -> None:
@@ -177,20 +180,20 @@ def test_an_unknown_curvature_is_named(folder: Path) -> None:
 
 def test_a_layer_without_tensors_is_named(folder: Path) -> None:
     tensors = load_file(folder / TENSORS)
-    del tensors["model.layers.1.mlp.up_proj/gradients"]
+    del tensors["model.layers.1.mlp.up_proj/gradients.full"]
     restore(folder, tensors)
     with pytest.raises(HoldfastError, match=r"model\.layers\.1\.mlp\.up_proj"):
         Anchor.load(folder)
 
 
 def test_tensors_of_another_layer_are_named(folder: Path) -> None:
-    restore(folder, load_file(folder / TENSORS) | {"model.layers.7.mlp.up_proj/gradients": torch.eye(12)})
+    restore(folder, load_file(folder / TENSORS) | {"model.layers.7.mlp.up_proj/gradients.full": torch.eye(12)})
     with pytest.raises(HoldfastError, match=r"unknown layers: model\.layers\.7\.mlp\.up_proj"):
         Anchor.load(folder)
 
 
 def test_a_tensor_of_another_shape_is_named(folder: Path) -> None:
-    restore(folder, load_file(folder / TENSORS) | {"model.layers.1.mlp.up_proj/gradients": torch.eye(11)})
+    restore(folder, load_file(folder / TENSORS) | {"model.layers.1.mlp.up_proj/gradients.full": torch.eye(11)})
     with pytest.raises(HoldfastError, match=r"model\.layers\.1\.mlp\.up_proj"):
         Anchor.load(folder)
 

@@ -17,7 +17,7 @@ WRONG = '''"""A newcomer with a mistake."""
 
 import torch
 
-from holdfast.curvature.curvature import LayerSize, Statistic
+from holdfast.curvature.statistic import LayerSize, Statistic
 from holdfast.curvature.identity import Identity
 
 
@@ -101,7 +101,7 @@ def test_a_misspelt_name_gives_the_closest(room: str, name: str, meant: str) -> 
 
 
 def test_a_name_like_nothing_gives_them_all() -> None:
-    with pytest.raises(HoldfastError, match=r"(?s)diagonal, identity, kronecker.*holdfast methods"):
+    with pytest.raises(HoldfastError, match=r"(?s)diagonal, eigen, identity, kronecker.*holdfast methods"):
         catalogue.find("curvature", "xyzzy")
 
 

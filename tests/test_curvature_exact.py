@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from holdfast.anchor import Anchor
-from holdfast.curvature.curvature import LayerSize
 from holdfast.curvature.diagonal import ROWS_AT_A_TIME, Diagonal
 from holdfast.curvature.identity import Identity
-from holdfast.curvature.kronecker import GradientMoment, InputMoment, Kronecker
+from holdfast.curvature.kronecker import Kronecker
+from holdfast.curvature.statistic import GradientMoment, InputMoment, LayerSize, Reading
 
 MONTE_CARLO = 0.1  # relative: 4000 drawn labels
 SMALL_SHIFT = 0.02  # of the KL: third order terms
@@ -109,7 +109,7 @@ def test_damping_adds_a_share_of_the_mean_eigenvalue() -> None:
     s, g = inputs.T @ inputs, gradients.T @ gradients
     eye_in, eye_out = torch.eye(3, dtype=torch.float64), torch.eye(4, dtype=torch.float64)
     delta = drawn(3, 4, 3)
-    damped = Kronecker(s, g).damped(0.3).apply(delta)
+    damped = Kronecker.of(s, g).damped(0.3).apply(delta)
     both = (g + 0.3 * g.trace() / 4 * eye_out) @ delta @ (s + 0.3 * s.trace() / 3 * eye_in)
     assert_close(damped, both, **EXACT)
     fisher = drawn(4, 4, 3).square()
@@ -118,7 +118,7 @@ def test_damping_adds_a_share_of_the_mean_eigenvalue() -> None:
 
 @pytest.mark.parametrize("times", [1, 2])
 def test_damping_leaves_the_anchor_alone(times: int) -> None:
-    curvature = Kronecker(torch.eye(3, dtype=torch.float64), torch.eye(4, dtype=torch.float64))
+    curvature = Kronecker.of(torch.eye(3, dtype=torch.float64), torch.eye(4, dtype=torch.float64))
     for _ in range(times):
         curvature.damped(0.5)
     assert_close(curvature.apply(drawn(1, 4, 3)), drawn(1, 4, 3), rtol=0, atol=0)
@@ -128,13 +128,13 @@ def test_damping_leaves_the_anchor_alone(times: int) -> None:
 @pytest.mark.parametrize("moment", [InputMoment, GradientMoment])
 def test_strips_of_a_symmetric_sum_are_the_whole_sum(width: int, moment: type) -> None:
     size = LayerSize(width, width)
-    statistic, rows = moment(size, None), [drawn(seed, 4, width) for seed in range(2)]
+    statistic, rows = moment(size, Reading()), [drawn(seed, 4, width) for seed in range(2)]
     for some in rows:
         statistic.add(some)
     wanted = sum(some.T @ some for some in rows)
-    assert_close(statistic.result(), wanted, **EXACT)
+    assert_close(statistic.factor(1).matrix, wanted, **EXACT)
     statistic.add(rows[0])  # the sum goes on after it was read
-    assert_close(statistic.result(), wanted + rows[0].T @ rows[0], **EXACT)
+    assert_close(statistic.factor(1).matrix, wanted + rows[0].T @ rows[0], **EXACT)
 
 
 def test_blocks_of_rows_are_the_whole_product() -> None:
@@ -143,7 +143,7 @@ def test_blocks_of_rows_are_the_whole_product() -> None:
 
 
 @pytest.mark.parametrize(
-    "curvature", [Identity.of_shape(5, 4), Kronecker(torch.eye(4).double(), torch.eye(5).double())]
+    "curvature", [Identity.of_shape(5, 4), Kronecker.of(torch.eye(4).double(), torch.eye(5).double())]
 )
 def test_a_shift_of_rank_zero_costs_nothing(curvature: Any) -> None:
     for_up, for_down = curvature.thin(drawn(1, 5, 0), drawn(2, 0, 4))

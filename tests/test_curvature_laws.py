@@ -14,11 +14,11 @@ from torch.testing import assert_close
 
 from holdfast import catalogue
 from holdfast.anchor import Anchor
-from holdfast.curvature.curvature import LayerSize, Statistic
+from holdfast.curvature.statistic import LayerSize, Reading
 from holdfast.layers import is_embedding, require_kind
-from holdfast.likelihood import Items, LabelSampler, backward
+from holdfast.likelihood import Items
+from holdfast.measurement import Measurement, Sampling
 from holdfast.pretrained import at_anchor
-from holdfast.statistics import Recorder
 from holdfast.targets import select
 
 KINDS = catalogue.names("curvature")
@@ -100,47 +100,42 @@ def test_order_does_not_matter(kind: str, network: Network) -> None:
         same(anchor_of(network, kind, reverse, fisher=fisher), anchor_of(network, kind, fisher=fisher))
 
 
-def sums_of(network: Network, kind: str, batches: list[Batch], share: bool) -> tuple[dict[str, Any], int, LayerSize]:
-    """The sums of one shard: layer -> statistics, with the scored items and the layers' sizes."""
-    model = network.build()
+def measured(network: Network, kind: str, batches: list[Batch], share: bool = True) -> Measurement:
+    """The sums of some batches, with the data's labels; what comes before them is measured on all of the data."""
+    model, made = network.build(), catalogue.curvature(kind)
     layers = select(model, network.targets)
     sizes = {n: LayerSize(*require_kind(n, m).size(m), is_embedding(require_kind(n, m))) for n, m in layers.items()}
-    made = catalogue.curvature(kind).statistics()
-    sums = {layer: {name: make(size, None) for name, make in made.items()} for layer, size in sizes.items()}
-    reader, sampler, items = Items(model, network.forward_loss), LabelSampler(0), 0
-    with at_anchor(model), Recorder(layers, sums, share=share) as recorder, torch.enable_grad():
+    first = {} if made.after is None else anchor_of(network, made.after.kind, fisher="data").curvatures
+    found = Measurement(Items(model, network.forward_loss), layers, sizes, made, Reading(), Sampling("data"), first)
+    if not share:
+        found.share = False
+        found._reset()
+    with at_anchor(model):
         for batch in batches:
-            recorder.positions = reader.positions(batch)
-            scored = reader.run(batch)
-            backward(scored, "data", sampler)
-            recorder.end_batch()
-            items += scored.items
-    return sums, items, sizes
+            found.add(batch)
+    return found
 
 
 @each_measured
 @over([name for name, network in NETWORKS.items() if network.plain is None])
 def test_sums_of_shards_add_up(kind: str, network: Network) -> None:
-    first, some, sizes = sums_of(network, kind, network.batches(2, network.rows[:3]), share=False)
-    second, rest, _ = sums_of(network, kind, network.batches(2, network.rows[3:]), share=False)
-    for layer, statistics in first.items():
+    first = measured(network, kind, network.batches(2, network.rows[:3]), share=False)
+    second = measured(network, kind, network.batches(2, network.rows[3:]), share=False)
+    for layer, statistics in first.sums.items():
         for name, statistic in statistics.items():
-            other: Statistic = second[layer][name]
-            statistic.sum, statistic.rows = statistic.sum + other.sum, statistic.rows + other.rows
+            statistic.merge(second.sums[layer][name].state())
+    first.items += second.items
     whole = anchor_of(network, kind, fisher="data")
-    made = catalogue.curvature(kind)
-    together = {name: made.from_sums(sizes[name], first[name], some + rest) for name in first}
-    same(Anchor(together, whole.weights, kind, "data", some + rest), whole)
+    same(Anchor(first.curvatures(), whole.weights, kind, "data", first.items), whole)
 
 
 @each_measured
 @over(["mlp", "llama", "gpt2", "bert-tokens"])
-def test_sharing_inputs_changes_nothing(kind: str, network: Network) -> None:
-    whole, made = anchor_of(network, kind, fisher="data"), catalogue.curvature(kind)
-    for share in (True, False):
-        sums, items, sizes = sums_of(network, kind, network.batches(2), share)
-        apart = {name: made.from_sums(sizes[name], sums[name], items) for name in sums}
-        same(Anchor(apart, whole.weights, kind, "data", items), whole)
+@pytest.mark.parametrize("share", [True, False])
+def test_sharing_inputs_changes_nothing(kind: str, network: Network, share: bool) -> None:
+    whole = anchor_of(network, kind, fisher="data")
+    apart = measured(network, kind, network.batches(2), share)
+    same(Anchor(apart.curvatures(), whole.weights, kind, "data", apart.items), whole)
 
 
 @each_measured
@@ -190,7 +185,8 @@ def test_a_saved_anchor_is_the_anchor(kind: str, network: Network, tmp_path: Any
     anchor = anchor_of(network, kind)
     anchor.save(tmp_path / "anchor")
     again = Anchor.load(tmp_path / "anchor")
-    same(again, anchor, rtol=0, atol=0)
+    for name, curvature in anchor.curvatures.items():
+        assert_close(again.curvatures[name].tensors(), curvature.tensors(), rtol=0, atol=0)
     assert (again.kind, again.fisher, again.items) == (anchor.kind, anchor.fisher, anchor.items)
     assert (again.weights, again.facts) == (anchor.weights, anchor.facts)
     again.check(network.build())

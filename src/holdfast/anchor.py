@@ -9,13 +9,16 @@ from torch import Tensor, nn
 
 from holdfast import anchor_file, catalogue
 from holdfast.batches import batches_of
-from holdfast.curvature.curvature import Curvature, LayerSize
+from holdfast.collecting import measure
+from holdfast.curvature.curvature import Curvature
+from holdfast.curvature.statistic import LayerSize, Reading
 from holdfast.errors import HoldfastError
 from holdfast.fingerprint import alike, fingerprint, identical
 from holdfast.layers import is_embedding, require_kind
 from holdfast.likelihood import FISHERS, Fisher, ForwardLoss, Items, bare
-from holdfast.measurement import Measurement
+from holdfast.measurement import Sampling
 from holdfast.pretrained import at_anchor
+from holdfast.rows import PER, Per
 from holdfast.targets import Targets, base_layers, select
 
 
@@ -42,6 +45,9 @@ class Anchor:
         curvature: str = "kronecker",
         targets: Targets = "all-linear",
         fisher: Fisher = "sampled",
+        draws: int = 1,
+        per: Per = "token",
+        keep: int = 256,
         max_items: int | None = None,
         dtype: torch.dtype | None = None,
         fraction: float = 1.0,
@@ -62,8 +68,13 @@ class Anchor:
                 no data ("identity").
             curvature: a kind from `holdfast methods`.
             targets: the layers, in the grammar of PEFT's `target_modules`.
-            fisher: "sampled" draws each label from the model (the true Fisher, unbiased); "data" uses the data's own
-                labels (the empirical Fisher: about twice as large on language models, and no forecast).
+            fisher: "sampled" draws each label from the model (the true Fisher, unbiased); "exact" takes the
+                expectation over all labels instead, where classes are few; "data" uses the data's own labels (the
+                empirical Fisher: about twice as large on language models, and no forecast).
+            draws: labels drawn for each item: less noise for as many backward passes.
+            per: "token" takes every position as an example of its own; "sequence" sums a sequence's gradient before
+                squaring it: each curvature says what it then is.
+            keep: examples that the curvatures of stored samples keep.
             max_items: stop after the batch in which this many scored items were seen.
             dtype: of the products that make the sums, torch.bfloat16 for instance; sums stay in float32.
             fraction: the share of positions whose rows enter the sums, drawn at random per batch.
@@ -79,28 +90,29 @@ class Anchor:
                 the base weights, non-finite sums.
         """
         kind = catalogue.curvature(curvature)
-        _check_options(fisher, fraction, source, kind)
+        _check_options(fisher, draws, per, fraction, source, kind)
         layers = select(model, targets)
         weights = {name: fingerprint(module.weight) for name, module in layers.items()}
         base = getattr(getattr(bare(model), "config", None), "_name_or_path", "") or type(bare(model)).__name__
         facts: dict[str, Any] = {"base_model": base, "item": item, "seed": seed, "fraction": fraction}
-        facts |= {"products": str(dtype or "as the model").removeprefix("torch.")}
+        facts |= {"products": str(dtype or "as the model").removeprefix("torch."), "draws": draws, "per": per}
         sizes = {name: _size(name, module) for name, module in layers.items()}
         if not kind.statistics():
             curvatures = {name: kind.from_sums(size, {}, 1) for name, size in sizes.items()}
             return cls(curvatures, weights, curvature, None, 0, facts)
         reader = Items(model, forward_loss)
-        measured = Measurement(reader, layers, sizes, kind.statistics(), fisher, dtype, fraction, seed)
         with at_anchor(model):
-            measured.over(batches_of(source, batch_size), max_items, progress)
-        if measured.items == 0:
-            raise HoldfastError(
-                "the source data has no scored item",
-                causes=["the iterable is empty or was already used up", "every label is -100 or padding"],
-                remedy="pass batches with input_ids and, where only part is scored, labels",
+            curvatures, measured = measure(
+                reader,
+                layers,
+                sizes,
+                kind,
+                batches_of(source, batch_size),
+                reading=Reading(dtype, per, keep, seed),
+                sampling=Sampling(fisher, draws, fraction, seed),
+                max_items=max_items,
+                progress=progress,
             )
-        measured.check_reached()
-        curvatures = {n: kind.from_sums(sizes[n], measured.sums[n], measured.items) for n in layers}
         _check_finite(curvatures)
         facts |= {"item": item or reader.item, "data_sha256": measured.digest.hexdigest()}
         return cls(curvatures, weights, curvature, fisher, measured.items, facts)
@@ -154,9 +166,18 @@ def _size(name: str, module: nn.Module) -> LayerSize:
     return LayerSize(*kind.size(module), indexed=is_embedding(kind))
 
 
-def _check_options(fisher: str, fraction: float, source: Any, kind: type[Curvature]) -> None:
+def _check_options(fisher: str, draws: int, per: str, fraction: float, source: Any, kind: type[Curvature]) -> None:
     if fisher not in FISHERS:
         raise HoldfastError(f"fisher={fisher!r}", wanted=f"one of {', '.join(FISHERS)}")
+    if per not in PER:
+        raise HoldfastError(f"per={per!r}", wanted=f"one of {', '.join(PER)}")
+    if draws < 1 or (draws > 1 and fisher != "sampled"):
+        raise HoldfastError(f"draws={draws} with fisher={fisher!r}", wanted='1, or more with fisher="sampled"')
+    if per == "sequence" and fraction < 1:
+        raise HoldfastError(
+            "per='sequence' sums over all positions of a sequence, and fraction leaves some out",
+            remedy="leave fraction at 1, or use per='token'",
+        )
     if not 0 < fraction <= 1:
         raise HoldfastError(f"fraction={fraction}", wanted="a share of the positions, above 0 and at most 1")
     if kind.statistics() and source is None:

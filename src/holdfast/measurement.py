@@ -1,19 +1,31 @@
-"""One pass over source data: which sums a curvature asks for, filled batch by batch."""
+"""The sums that a curvature asks for, filled batch by batch."""
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sized
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from holdfast.batches import to_device
-from holdfast.curvature.curvature import LayerSize, Statistic
+from holdfast.curvature.curvature import Coupled, Curvature
+from holdfast.curvature.statistic import LayerSize, Reading, Statistic
 from holdfast.errors import HoldfastError
 from holdfast.layers import device_of
-from holdfast.likelihood import Fisher, Items, LabelSampler, backward
-from holdfast.progress import track
+from holdfast.likelihood import Fisher, Items, LabelSampler, passes
+from holdfast.rows import RowSink
 from holdfast.statistics import GradientsHiddenError, InputsDivergedError, Recorder
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Which labels and positions the sums are taken over."""
+
+    fisher: Fisher = "sampled"
+    draws: int = 1
+    fraction: float = 1.0
+    seed: int = 0
 
 
 class Measurement:
@@ -24,80 +36,83 @@ class Measurement:
         reader: Items,
         layers: dict[str, nn.Module],
         sizes: dict[str, LayerSize],
-        statistics: dict[str, type[Statistic]],
-        fisher: Fisher,
-        dtype: torch.dtype | None,
-        fraction: float,
-        seed: int,
+        kind: type[Curvature],
+        reading: Reading,
+        sampling: Sampling,
+        first: Mapping[str, Curvature] | None = None,
     ) -> None:
-        self.reader, self.layers, self.sizes, self.statistics = reader, layers, sizes, statistics
-        self.fisher, self.dtype, self.fraction, self.seed = fisher, dtype, fraction, seed
+        self.reader, self.layers, self.sizes, self.kind = reader, layers, sizes, kind
+        self.reading, self.sampling, self.first = reading, sampling, first or {}
         self.device = device_of(reader.model)
         self.share, self.stems = True, False
+        self.items, self.batches = 0, 0
         self._reset()
 
     def _reset(self) -> None:
-        self.sums: dict[str, dict[str, Statistic]] = {
-            layer: {name: make(size, self.dtype) for name, make in self.statistics.items()}
+        made = self.kind.statistics()
+        self._sinks: dict[str, dict[str, Any]] = {
+            layer: {name: make(size, self.reading, self.first.get(layer)) for name, make in made.items()}
             for layer, size in self.sizes.items()
         }
-        sinks: dict[str, dict[str, Any]] = dict(self.sums)
+        if issubclass(self.kind, Coupled):
+            for layer, further in self.kind.link(self.sums).items():
+                self._sinks[layer] |= further
         targeted = {id(layer) for layer in self.layers.values()}
         modules = self.reader.model.modules() if self.stems else []
         leaves = [m for m in modules if next(m.children(), None) is None and id(m) not in targeted]
+        sinks: dict[str, dict[str, RowSink]] = self._sinks
         self.recorder = Recorder(
             self.layers,
             sinks,
             stems=leaves,
             share=self.share,
-            fraction=self.fraction,
-            seed=self.seed,
+            fraction=self.sampling.fraction,
+            seed=self.sampling.seed,
         )
-        self.sampler = LabelSampler(self.seed)
-        self.items, self.digest = 0, hashlib.sha256()
+        self.sampler = LabelSampler(self.sampling.seed)
+        self.digest = hashlib.sha256()
 
-    def over(self, batches: Iterable[Any], max_items: int | None, progress: bool) -> None:
-        """All batches, or as many as hold `max_items` scored items."""
-        stream: Iterator[Any] = iter(batches)
-        first = next(stream, None)
-        if first is None:
-            return
-        self._first(first)
-        total = len(batches) if isinstance(batches, Sized) else None
-        with track("anchor", total, shown=progress) as advance:
-            advance()
-            for batch in stream:
-                if max_items is not None and self.items >= max_items:
-                    break
-                self._batch(batch)
-                advance()
+    @property
+    def sums(self) -> dict[str, dict[str, Statistic]]:
+        """Layer -> name -> statistic; layers that are given the same inputs share the statistics of inputs."""
+        names = self.kind.statistics()
+        return {layer: {name: sinks[name] for name in names} for layer, sinks in self._sinks.items()}
 
-    def _first(self, batch: Any) -> None:
-        """The first batch shows how the model has to be watched: the cheapest way that sees everything."""
+    def add(self, batch: Any) -> None:
+        """One batch. The first shows how the model has to be watched: the cheapest way that sees everything."""
         while True:
             try:
-                return self._batch(batch)
+                return self._add(batch)
             except InputsDivergedError:  # a layer is called in ways its neighbours are not: count every layer alone
+                if self.batches:
+                    raise
                 self.share = False
             except GradientsHiddenError as error:
-                if self.stems:
+                if self.stems or self.batches:
                     raise _hidden(error) from error
                 self.stems = True
             self._reset()
 
-    def _batch(self, batch: Any) -> None:
+    def _add(self, batch: Any) -> None:
         batch = to_device(batch, self.device)
         with self.recorder, torch.enable_grad():
-            self.recorder.positions = self.reader.positions(batch)
+            self.recorder.begin_batch(self.reader.positions(batch), self.reader.keys(batch))
             scored = self.reader.run(batch)
-            backward(scored, self.fisher, self.sampler)
+            for _ in passes(scored, self.sampling.fisher, self.sampler, self.sampling.draws):
+                self.recorder.end_pass()
             self.recorder.end_batch(backpropagated=scored.items > 0)
         self.items += scored.items
+        self.batches += 1
         for tensor in _tensors(batch):
             self.digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
 
-    def check_reached(self) -> None:
-        """Raise HoldfastError when a layer was never called, or no scored item depends on it."""
+    def curvatures(self) -> dict[str, Curvature]:
+        """What was measured so far, normalised by the scored items.
+
+        Raises:
+            HoldfastError: a layer was never called, or no scored item depends on it.
+        """
+        found = {}
         for layer, sums in self.sums.items():
             if any(statistic.sum is None for statistic in sums.values()):
                 raise HoldfastError(
@@ -105,6 +120,8 @@ class Measurement:
                     causes=["the model does not use it for this loss", "the source never reaches it (an expert)"],
                     remedy="leave this layer out of the targets, or pass source data that reaches it",
                 )
+            found[layer] = self.kind.from_sums(self.sizes[layer], sums, self.items)
+        return found
 
 
 def _hidden(error: GradientsHiddenError) -> HoldfastError:

@@ -4,7 +4,6 @@ Only outputs and inputs of layers are hooked, never weights: no weight gradient 
 wrapped weights look the same, and the first targeted layers make the graph's roots themselves.
 """
 
-import math
 import weakref
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -13,17 +12,9 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from holdfast.choice import RowChoice
 from holdfast.layers import LayerKind, require_kind
-
-
-class RowSink:
-    """What a layer's rows are handed to; `holdfast.curvature.curvature.Statistic` is one."""
-
-    reads: str
-
-    def add(self, *rows: Tensor) -> None:
-        """Add the contribution of some rows."""
-        raise NotImplementedError
+from holdfast.rows import Origin, RowSink
 
 
 class InputsDivergedError(RuntimeError):
@@ -57,17 +48,23 @@ class _Layer:
     sinks: dict[str, RowSink]
     shared: _Shared | None = None
     hidden: bool = False  # ran without gradients in this batch, and none came back so far
+    calls: int = 0  # in this batch's forward pass
+    returned: int = 0  # calls whose gradient came back in this backward pass
 
     def reading(self, what: str) -> list[RowSink]:
         return [sink for sink in self.sinks.values() if sink.reads == what]
+
+    def flush(self) -> None:
+        for sink in self.sinks.values():
+            sink.flush()
 
 
 class Recorder:
     """Collect statistics of layers over forward and backward passes; a context manager.
 
-    Set `positions` before each forward pass to the boolean mask (batch, length) of positions that count (None:
-    all do), and call `end_batch` after each backward pass. Rows whose gradient is exactly zero add nothing to
-    sums over gradients; the mask matters for sums over inputs alone.
+    Call `begin_batch` before each forward pass, `end_pass` after each backward pass over the batch and `end_batch`
+    after the last. Rows whose gradient is exactly zero add nothing to sums over gradients; the mask of positions
+    matters for sums over inputs alone, and for sinks that are `grouped`.
 
     A module called several times in one pass contributes every call. Under gradient checkpointing each call counts
     once: inputs in the first forward, never in the recomputation; gradients where they flow. Reentrant checkpointing
@@ -92,10 +89,9 @@ class Recorder:
         seed: int = 0,
     ) -> None:
         self.layers = [_Layer(n, m, require_kind(n, m), sinks[n]) for n, m in layers.items()]
-        self.stems, self.share, self.fraction = list(stems), share, fraction
-        self.positions: Tensor | None = None
-        self._generator = torch.Generator().manual_seed(seed)
-        self._drawn: dict[tuple[int, bool, bool], Tensor | None] = {}  # row numbers used in this batch
+        self.stems, self.share = list(stems), share
+        self.choice = RowChoice(fraction, seed)
+        self._pass = 0  # backward passes over this batch so far
         self._latest: dict[int, _Shared] = {}  # id of a tensor -> who counted it last
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
 
@@ -119,6 +115,7 @@ class Recorder:
             inputs = args[0]
             # A graph task is running: this is checkpointing's recomputation, and the inputs were counted before.
             recomputing = torch._C._current_graph_task_id() != -1
+            layer.calls += not recomputing
             if not recomputing and layer.reading("inputs"):
                 self._add_inputs(layer, inputs)
             if not (pairs or gradients):
@@ -129,11 +126,13 @@ class Recorder:
             root = _make_root(module, args, output)
             output = output if root is None else root
             kept_inputs = inputs.detach() if pairs else None
-            mask = self.positions
 
             def on_gradient(gradient: Tensor) -> None:
                 layer.hidden = False
-                self._add_gradients(layer, kept_inputs, gradient.detach(), mask)
+                self._add_gradients(layer, kept_inputs, gradient.detach())
+                layer.returned += 1
+                if layer.returned == layer.calls:
+                    layer.flush()
 
             output.register_hook(on_gradient)
             return root
@@ -143,11 +142,16 @@ class Recorder:
     def _add_inputs(self, layer: _Layer, inputs: Tensor) -> None:
         shared = layer.shared or self._join(layer, inputs)
         done = shared.progress[layer.name]
-        if done == shared.calls:  # the first of its group to bring this tensor
+        own = [sink for sink in layer.reading("inputs") if not sink.shared]
+        first = done == shared.calls  # of its group to bring this tensor
+        waiting = own + (list(shared.sinks.values()) if first else [])
+        if waiting:
             rows = layer.kind.input_rows(layer.module, inputs.detach())
-            chosen = self._chosen(rows, inputs, self.positions)
-            for sink in shared.sinks.values():
-                sink.add(rows if chosen is None else rows.index_select(0, chosen))
+            chosen = self.choice.rows(len(rows), inputs)
+            origin = self._origin(waiting, len(rows), inputs)
+            for sink in waiting:
+                sink.add(rows if chosen is None else rows.index_select(0, chosen), origin=origin)
+        if first:
             shared.calls += 1
             shared.last, shared.version = weakref.ref(inputs), inputs._version
             if self.share:
@@ -160,7 +164,7 @@ class Recorder:
         """At a layer's first call: the group whose tensor it was given, or a group of its own."""
         group = self._latest.get(id(inputs)) if self.share else None
         if group is None or not group.counted(inputs) or group.calls != 1 or not self._alike(layer, group):
-            group = _Shared({n: s for n, s in layer.sinks.items() if s.reads == "inputs"})
+            group = _Shared(_common(layer))
             group.progress[layer.name] = 0
         else:
             group.progress[layer.name] = group.calls - 1
@@ -170,41 +174,45 @@ class Recorder:
 
     def _alike(self, layer: _Layer, group: _Shared) -> bool:
         """Whether the group's statistics of the same tensor would be this layer's: same rows, same sums."""
-        ours = {n: type(s) for n, s in layer.sinks.items() if s.reads == "inputs"}
+        ours = {n: type(s) for n, s in _common(layer).items()}
         same_sinks = ours == {n: type(s) for n, s in group.sinks.items()}
         others = [other for other in self.layers if other.shared is group]
         return same_sinks and all(o.kind.same_rows(o.module, layer.kind, layer.module) for o in others)
 
-    def _add_gradients(self, layer: _Layer, inputs: Tensor | None, gradient: Tensor, mask: Tensor | None) -> None:
+    def _add_gradients(self, layer: _Layer, inputs: Tensor | None, gradient: Tensor) -> None:
         rows = layer.kind.gradient_rows(layer.module, gradient)
-        chosen = self._chosen(rows, gradient, mask) if self.fraction < 1 else None
+        count, sinks = len(rows), layer.reading("gradients") + layer.reading("pairs")
+        origin = self._origin(sinks, count, gradient)
+        chosen = self.choice.rows(count, gradient) if self.choice.fraction < 1 or origin is not None else None
         if chosen is not None:
-            valid = _row_mask(mask, gradient, rows.shape[0])
-            count = rows.shape[0] if valid is None else int(valid.sum())
-            scale = (count / max(len(chosen), 1)) ** 0.5  # of the squares: an unbiased sum
-            rows = rows.index_select(0, chosen) * scale
-        for sink in layer.reading("gradients"):
-            sink.add(rows)
-        if inputs is not None:
-            x = layer.kind.input_rows(layer.module, inputs)
-            for sink in layer.reading("pairs"):
-                sink.add(x if chosen is None else x.index_select(0, chosen), rows)
+            rows = rows.index_select(0, chosen)
+        if self.choice.fraction < 1:
+            rows = rows * self.choice.scale(count, gradient)
+        x = None if inputs is None else layer.kind.input_rows(layer.module, inputs)
+        if x is not None and chosen is not None:
+            x = x.index_select(0, chosen)
+        for sink in sinks:
+            if sink.reads == "gradients":
+                sink.add(rows, origin=origin)
+            else:
+                assert x is not None
+                sink.add(x, rows, origin=origin)
 
-    def _chosen(self, rows: Tensor, like: Tensor, mask: Tensor | None) -> Tensor | None:
-        """The numbers of the rows to use, the same for every layer with as many; None for all of them."""
-        valid = _row_mask(mask, like, rows.shape[0])
-        key = (rows.shape[0], valid is not None, _by_position(mask, like, rows.shape[0]))
-        if key not in self._drawn:
-            self._drawn[key] = self._draw(rows.shape[0], valid)
-        drawn = self._drawn[key]
-        return None if drawn is None else drawn.to(rows.device)
+    def _origin(self, sinks: list[RowSink], count: int, like: Tensor) -> Origin | None:
+        """Where rows come from, if anybody asks."""
+        asked = any(sink.grouped for sink in sinks)
+        return self.choice.origin(count, like, self._pass) if asked else None
 
-    def _draw(self, rows: int, valid: Tensor | None) -> Tensor | None:
-        pool = torch.arange(rows) if valid is None else valid.nonzero().squeeze(1)
-        if self.fraction >= 1:
-            return None if len(pool) == rows else pool
-        order = torch.randperm(len(pool), generator=self._generator)[: math.ceil(self.fraction * len(pool))]
-        return pool.cpu()[order].sort().values.to(pool.device)
+    def begin_batch(self, positions: Tensor | None, keys: list[int] | None = None) -> None:
+        """A batch follows: its mask (batch, length) of positions that count (None: all do), its sequences' keys."""
+        self.choice.positions, self.choice.keys = positions, keys
+
+    def end_pass(self) -> None:
+        """A backward pass over the batch is complete; another may follow."""
+        for layer in self.layers:
+            layer.flush()
+            layer.returned = 0
+        self._pass += 1
 
     def end_batch(self, *, backpropagated: bool = True) -> None:
         """Forget the batch's tensors and draws.
@@ -213,20 +221,22 @@ class Recorder:
             InputsDivergedError: shared inputs fell apart.
             GradientsHiddenError: the batch was backpropagated, and a layer that ran without gradients saw none.
         """
+        self._pass = 0
         for layer in self.layers:
             hidden, layer.hidden = layer.hidden, False
+            layer.calls = 0
             if hidden and backpropagated:
                 raise GradientsHiddenError(f"layer {layer.name!r} runs without gradients, and none come back to it")
             shared = layer.shared
             if shared is not None and shared.progress[layer.name] != shared.calls:
                 raise InputsDivergedError(f"layer {layer.name!r} missed an input that the layers it shared with saw")
         self._latest.clear()
-        self._drawn.clear()
+        self.choice.clear()
 
 
-def _by_position(mask: Tensor | None, like: Tensor, rows: int) -> bool:
-    """Whether each row is one of the mask's positions."""
-    return mask is not None and mask.numel() == rows and (like.shape[:2] == mask.shape or like.dim() <= 2)
+def _common(layer: _Layer) -> dict[str, RowSink]:
+    """The sinks of inputs that other layers may share."""
+    return {name: sink for name, sink in layer.sinks.items() if sink.reads == "inputs" and sink.shared}
 
 
 def _make_root(module: nn.Module, args: Any, output: Any) -> Tensor | None:
@@ -236,13 +246,3 @@ def _make_root(module: nn.Module, args: Any, output: Any) -> Tensor | None:
     if output.requires_grad or not output.is_floating_point():
         return None
     return output.detach().requires_grad_(True).clone()  # a clone, since in-place operations may follow
-
-
-def _row_mask(mask: Tensor | None, like: Tensor, rows: int) -> Tensor | None:
-    """The mask of positions as a mask of rows; by whole sequences where rows are not positions; else None."""
-    if mask is None:
-        return None
-    if _by_position(mask, like, rows):
-        return mask.reshape(-1)
-    together = like.shape[0] == len(mask) and rows % len(mask) == 0  # (batch, ...): frames, patches, pooled features
-    return mask.any(dim=1).repeat_interleave(rows // len(mask)) if together else None

@@ -6,73 +6,12 @@ that a shift D is predicted to cause (second-order expansion at the anchor, wher
 """
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from typing import ClassVar, Literal, Self
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, Protocol, Self
 
-import torch
 from torch import Tensor
 
-Reads = Literal["inputs", "gradients", "pairs"]
-
-
-@dataclass(frozen=True)
-class LayerSize:
-    """What a statistic needs to know of its layer: W is (out, in); an embedding's inputs are indices."""
-
-    out: int
-    inn: int
-    indexed: bool = False
-
-
-class Statistic(ABC):
-    """A sum over rows that a curvature needs of one layer; sums over shards add up.
-
-    `reads` says which rows it takes: the layer's inputs (rows, in), the gradients of the summed loss with
-    respect to its outputs (rows, out), or both, paired. Layers that read one and the same input tensor share
-    the statistics that read inputs.
-    """
-
-    reads: ClassVar[Reads]
-
-    def __init__(self, size: LayerSize, dtype: torch.dtype | None) -> None:
-        self.size = size
-        self.dtype = dtype  # of the products; sums are kept in float32 or better
-        self.rows = 0
-        self.sum: Tensor | None = None
-
-    def add(self, *rows: Tensor) -> None:
-        """Add the contribution of some rows."""
-        self.rows += rows[0].shape[0]
-        rows = tuple(self._cast(r) for r in rows)
-        if self.sum is None:
-            self.sum = self.zero(rows[-1])
-        self.accumulate(self.sum, *rows)
-
-    def _cast(self, rows: Tensor) -> Tensor:
-        if not rows.is_floating_point():
-            return rows
-        if self.dtype is not None:
-            return rows.to(self.dtype)
-        return rows.float() if rows.dtype in (torch.float16, torch.bfloat16) else rows
-
-    @abstractmethod
-    def zero(self, like: Tensor) -> Tensor:
-        """The empty sum, on the rows' device."""
-
-    @abstractmethod
-    def accumulate(self, total: Tensor, *rows: Tensor) -> None:
-        """Add to `total` in place."""
-
-    def result(self) -> Tensor:
-        """The finished sum; raises RuntimeError when no row was ever seen."""
-        if self.sum is None:
-            raise RuntimeError("no row was added")
-        return self.sum
-
-
-def accumulator_dtype(like: Tensor) -> torch.dtype:
-    """Sums are float32, or float64 where the rows are."""
-    return torch.float64 if like.dtype == torch.float64 else torch.float32
+from holdfast.curvature.statistic import LayerSize, Statistic
 
 
 class Curvature(ABC):
@@ -81,6 +20,7 @@ class Curvature(ABC):
     kind: ClassVar[str]
     paper: ClassVar[str]
     forecasts: ClassVar[bool] = True  # whether 1/2 <D, C D> is a forecast of the loss in nats
+    after: ClassVar["type[Curvature] | None"] = None  # measured in a pass of its own before this one
 
     @classmethod
     @abstractmethod
@@ -89,7 +29,7 @@ class Curvature(ABC):
 
     @classmethod
     @abstractmethod
-    def from_sums(cls, size: LayerSize, sums: dict[str, Statistic], items: int) -> Self:
+    def from_sums(cls, size: LayerSize, sums: Mapping[str, Statistic], items: int) -> Self:
         """Normalise the collected sums by the number of scored items."""
 
     @abstractmethod
@@ -108,6 +48,15 @@ class Curvature(ABC):
     def damped(self, damping: float) -> "Curvature":
         """The same curvature with `damping` times its mean eigenvalue added; 0 changes nothing."""
 
+    @classmethod
+    @abstractmethod
+    def merged(cls, parts: Sequence[Self], shares: Sequence[float]) -> Self:
+        """The curvature on all the parts' data together; `shares` are their shares of the scored items.
+
+        Raises:
+            HoldfastError: where the structure does not add up.
+        """
+
     @abstractmethod
     def tensors(self) -> dict[str, Tensor]:
         """What is stored in a file."""
@@ -121,3 +70,32 @@ class Curvature(ABC):
     @abstractmethod
     def shape(self) -> tuple[int, int]:
         """(out, in)."""
+
+
+class Movement(Protocol):
+    """What a curvature that couples layers asks of a shift (see `holdfast.shifts.shift`)."""
+
+    def projected(self, inputs: Tensor, gradients: Tensor) -> Tensor:
+        """sum over t of g_nt^T D x_nt for each n, (n, t, in) and (n, t, out) -> (n,), differentiable."""
+        ...
+
+    def between(self, other: "Movement", gradients: Tensor, inputs: Tensor) -> Tensor:
+        """<D, G D' S^T> for another layer's shift D', G (out, out') and S (in, in'), 0-d, differentiable."""
+        ...
+
+
+class Coupled(Curvature):
+    """A curvature with terms between layers: q is not a sum over layers.
+
+    As a `Curvature`, each layer's object is its own diagonal block.
+    """
+
+    @classmethod
+    @abstractmethod
+    def joint(cls, curvatures: Mapping[str, Self], shifts: Mapping[str, Movement]) -> Tensor:
+        """q of all layers' shifts together, 0-d, differentiable in the shifts' parts; positive semi-definite."""
+
+    @classmethod
+    def link(cls, sums: Mapping[str, Mapping[str, Statistic]]) -> dict[str, dict[str, Statistic]]:
+        """What further receivers of rows each layer needs, given all layers' statistics in the model's order."""
+        return {}

@@ -1,11 +1,14 @@
 """Diagonal curvature: every weight has its own price (elastic weight consolidation)."""
 
+from collections.abc import Mapping, Sequence
 from typing import Self
 
 import torch
 from torch import Tensor
 
-from holdfast.curvature.curvature import Curvature, LayerSize, Statistic, accumulator_dtype
+from holdfast.curvature.curvature import Curvature
+from holdfast.curvature.statistic import LayerSize, Statistic
+from holdfast.factors.factor import accumulator_dtype
 
 ROWS_AT_A_TIME = 512  # rows of D formed at once in `thin`: bounds memory at 512 * in numbers
 
@@ -13,7 +16,8 @@ ROWS_AT_A_TIME = 512  # rows of D formed at once in `thin`: bounds memory at 512
 class SquaredProducts(Statistic):
     """Sum over rows of (g g) (x x)^T, elementwise squares: (out, in).
 
-    The square of each row's own weight gradient g x^T; never the square of a batch's gradient.
+    The square of each row's own weight gradient g x^T; per sequence, the square of its sum over the sequence; never
+    the square of a batch's gradient.
     """
 
     reads = "pairs"
@@ -31,13 +35,24 @@ class SquaredProducts(Statistic):
         else:
             total += squares.T @ inputs.square()
 
+    def accumulate_sequences(self, total: Tensor, sequences: Sequence[tuple[Tensor, ...]]) -> None:
+        for inputs, gradients in sequences:
+            total += self.weight_gradient(inputs, gradients).square()
+
+    def weight_gradient(self, inputs: Tensor, gradients: Tensor) -> Tensor:
+        """Sum over rows of g x^T, (out, in)."""
+        if not self.size.indexed:
+            return gradients.T @ inputs
+        return gradients.new_zeros(self.size.out, self.size.inn).index_add_(1, inputs, gradients.T)
+
 
 class Diagonal(Curvature):
     """C D = F * D with F the diagonal Fisher, (out, in) (EWC, arXiv 1612.00796 eq. 3; arXiv 2402.12220).
 
-    F_ij = 1/items * sum over rows (g_i x_j)^2. Each position of a sequence is an example of its own: exact for the
+    F_ij = 1/items * sum over rows (g_i x_j)^2. Per token, each position is an example of its own: exact for the
     diagonal where the layer's output at one position reaches no other position's loss (no attention follows);
-    elsewhere the products between positions are left out.
+    elsewhere the products between positions are left out. Per sequence, the square of (sum over positions g_i x_j),
+    which is the diagonal of the Fisher itself: with sampled labels the scores of two positions are uncorrelated.
     """
 
     kind = "diagonal"
@@ -51,7 +66,7 @@ class Diagonal(Curvature):
         return {"squares": SquaredProducts}
 
     @classmethod
-    def from_sums(cls, size: LayerSize, sums: dict[str, Statistic], items: int) -> Self:
+    def from_sums(cls, size: LayerSize, sums: Mapping[str, Statistic], items: int) -> Self:
         return cls(sums["squares"].result() / items)
 
     def apply(self, delta: Tensor) -> Tensor:
@@ -69,6 +84,10 @@ class Diagonal(Curvature):
 
     def damped(self, damping: float) -> "Diagonal":
         return Diagonal(self.fisher + damping * self.fisher.mean()) if damping else self
+
+    @classmethod
+    def merged(cls, parts: Sequence[Self], shares: Sequence[float]) -> Self:
+        return cls(torch.stack([share * part.fisher for part, share in zip(parts, shares, strict=True)]).sum(dim=0))
 
     def tensors(self) -> dict[str, Tensor]:
         return {"fisher": self.fisher}

@@ -1,11 +1,13 @@
 """Identity curvature: every move costs its squared length (L2 towards the start, L2-SP)."""
 
+from collections.abc import Mapping, Sequence
 from typing import Self
 
 import torch
 from torch import Tensor
 
-from holdfast.curvature.curvature import Curvature, LayerSize, Statistic
+from holdfast.curvature.curvature import Curvature
+from holdfast.curvature.statistic import LayerSize, Statistic
 
 
 class Identity(Curvature):
@@ -34,7 +36,7 @@ class Identity(Curvature):
         return {}
 
     @classmethod
-    def from_sums(cls, size: LayerSize, sums: dict[str, Statistic], items: int) -> Self:
+    def from_sums(cls, size: LayerSize, sums: Mapping[str, Statistic], items: int) -> Self:
         return cls.of_shape(size.out, size.inn)
 
     def apply(self, delta: Tensor) -> Tensor:
@@ -46,6 +48,10 @@ class Identity(Curvature):
     def damped(self, damping: float) -> "Identity":
         """(1 + eta) I: its mean eigenvalue is 1, so damping is strength by another name."""
         return Identity(self.size, self.scale * (1 + damping))
+
+    @classmethod
+    def merged(cls, parts: Sequence[Self], shares: Sequence[float]) -> Self:
+        return cls(parts[0].size, parts[0].scale)
 
     def tensors(self) -> dict[str, Tensor]:
         return {"size": self.size, "scale": self.scale}

@@ -1,0 +1,214 @@
+"""What a curvature sums over source data, layer by layer."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, ClassVar, Literal, Self
+
+import torch
+from torch import Tensor
+
+from holdfast.errors import HoldfastError
+from holdfast.factors.diagonal import Diagonal as DiagonalFactor
+from holdfast.factors.factor import Factor, Storage
+from holdfast.factors.full import Full
+from holdfast.rows import Origin, Per, collapsed
+
+Reads = Literal["inputs", "gradients", "pairs"]
+
+
+@dataclass(frozen=True)
+class LayerSize:
+    """What a statistic needs to know of its layer.
+
+    Attributes:
+        out, inn: W is (out, in).
+        indexed: an embedding's input rows are indices, standing for one-hot rows.
+        inputs, gradients: how second moments of the two sides are summed and stored.
+    """
+
+    out: int
+    inn: int
+    indexed: bool = False
+    inputs: Storage = field(default=Storage(Full))
+    gradients: Storage = field(default=Storage(Full))
+
+    def __post_init__(self) -> None:
+        if self.indexed:
+            object.__setattr__(self, "inputs", Storage(DiagonalFactor))
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How rows are read, the same for every layer.
+
+    Attributes:
+        dtype: of the products that make the sums; None: as the rows are. Sums are kept in float32 or better.
+        per: "token" takes every row as an example of its own; "sequence" sums over a sequence before squaring.
+        keep: how many examples a curvature of stored samples keeps.
+        seed: of which they are.
+        offload: where running sums are kept: None beside the rows, "cpu", or "disk" (memory-mapped).
+    """
+
+    dtype: torch.dtype | None = None
+    per: Per = "token"
+    keep: int = 256
+    seed: int = 0
+    offload: Literal["cpu", "disk"] | None = None
+
+
+class Statistic(ABC):
+    """A sum over rows that a curvature needs of one layer; sums over shards add up.
+
+    `reads` says which rows it takes: the layer's inputs (rows, in), the gradients of the summed loss with
+    respect to its outputs (rows, out), or both, paired. Layers that read one and the same input tensor share
+    the statistics that read inputs, where `shared` allows it.
+
+    Per sequence, rows are held until `flush`: a module that is called several times in one pass is summed over
+    its calls first.
+    """
+
+    reads: ClassVar[Reads]
+    shared: ClassVar[bool] = True
+
+    def __init__(self, size: LayerSize, reading: Reading, first: Any = None) -> None:
+        self.size, self.reading = size, reading
+        self.first = first  # the layer's curvature of the pass before, where the kind takes two
+        self.rows = 0  # how many examples were added: rows, or sequences
+        self.sum: Tensor | None = None
+        self._held: list[tuple[tuple[Tensor, ...], Origin]] = []
+
+    @property
+    def grouped(self) -> bool:
+        """Whether rows must come with their origin, padding left out."""
+        return self.reading.per == "sequence"
+
+    def add(self, *rows: Tensor, origin: Origin | None = None) -> None:
+        """Add the contribution of some rows."""
+        rows = tuple(self._cast(r) for r in rows)
+        if self.sum is None:
+            self.sum = self.zero(rows[-1])
+        if self.reading.per == "token":
+            self.rows += rows[0].shape[0]
+            self.accumulate(self.sum, *rows)
+            return
+        self._held.append((rows, origin or Origin([1] * len(rows[0]))))
+        if self.reads == "inputs":  # there is no backward pass to wait for
+            self.flush()
+
+    def flush(self) -> None:
+        """Every call of this pass is in."""
+        if not self._held:
+            return
+        calls = [tuple(origin.split(r) for r in rows) for rows, origin in self._held]  # [call][side][sequence]
+        sides = len(calls[0])
+        count = len(calls[0][0])
+        sequences = [
+            tuple(torch.cat([call[side][number] for call in calls]) for side in range(sides))
+            for number in range(count)
+        ]
+        sequences = [one for one in sequences if len(one[0])]
+        self._held.clear()
+        if sequences:
+            assert self.sum is not None
+            self.rows += len(sequences)
+            self.accumulate_sequences(self.sum, sequences)
+
+    def _cast(self, rows: Tensor) -> Tensor:
+        if not rows.is_floating_point():
+            return rows
+        if self.reading.dtype is not None:
+            return rows.to(self.reading.dtype)
+        return rows.float() if rows.dtype in (torch.float16, torch.bfloat16) else rows
+
+    @abstractmethod
+    def zero(self, like: Tensor) -> Tensor:
+        """The empty sum, on the rows' device."""
+
+    @abstractmethod
+    def accumulate(self, total: Tensor, *rows: Tensor) -> None:
+        """Add rows to `total` in place."""
+
+    def accumulate_sequences(self, total: Tensor, sequences: Sequence[tuple[Tensor, ...]]) -> None:
+        """Add sequences of rows to `total` in place: by their mean input and their summed gradient ("reduce").
+
+        The approximation of arXiv 2311.00636 sec. 3.2; statistics that can sum g x^T over a sequence do so instead.
+        """
+        if not sequences[0][0].is_floating_point():
+            raise HoldfastError(
+                "per='sequence' takes the mean of each sequence's inputs, and an embedding's inputs are indices",
+                remedy="use per='token', curvature='diagonal', or leave embeddings out of the targets",
+            )
+        inputs_first = self.reads != "gradients"
+        rows = [
+            collapsed([one[side] for one in sequences], mean=inputs_first and side == 0)
+            for side in range(len(sequences[0]))
+        ]
+        self.accumulate(total, *rows)
+
+    def result(self) -> Tensor:
+        """The finished sum; raises RuntimeError when no row was ever seen."""
+        if self.sum is None:
+            raise RuntimeError("no row was added")
+        return self.sum
+
+    def state(self) -> dict[str, Tensor]:
+        """All that was summed, for files and other ranks."""
+        empty = {} if self.sum is None else {"sum": self.sum}
+        return {"rows": torch.tensor([self.rows]), **empty}
+
+    def merge(self, state: dict[str, Tensor]) -> None:
+        """Add another statistic's state: what it summed on data of its own."""
+        self.rows += int(state["rows"])
+        if "sum" in state:
+            other = state["sum"]
+            self.sum = other.clone() if self.sum is None else self.sum.add_(other.to(self.sum))
+
+    @classmethod
+    def restored(cls, size: LayerSize, reading: Reading, state: dict[str, Tensor], first: Any = None) -> Self:
+        """A statistic in that state."""
+        made = cls(size, reading, first)
+        made.merge(state)
+        return made
+
+
+class SecondMoment(Statistic):
+    """Sum over rows of x x^T, in the storage that the layer's plan gives this side."""
+
+    @property
+    def storage(self) -> Storage:
+        """How this side is summed."""
+        return self.size.inputs if self.reads == "inputs" else self.size.gradients
+
+    @property
+    def width(self) -> int:
+        """Numbers in a row."""
+        return self.size.inn if self.reads == "inputs" else self.size.out
+
+    def zero(self, like: Tensor) -> Tensor:
+        return self.storage.structure.zero(self.width, self.storage.option, like)
+
+    def accumulate(self, total: Tensor, *rows: Tensor) -> None:
+        self.storage.structure.accumulate(total, rows[0], self.storage.option)
+
+    def factor(self, scale: float) -> Factor:
+        """scale times the sum."""
+        return self.storage.structure.from_sum(self.result(), scale, self.storage.option)
+
+
+class InputMoment(SecondMoment):
+    """Sum of x x^T over the layer's inputs."""
+
+    reads = "inputs"
+
+    @cached_property
+    def mean(self) -> Factor:
+        """The sum over its rows, made once for all layers that share it."""
+        return self.factor(1 / max(self.rows, 1))
+
+
+class GradientMoment(SecondMoment):
+    """Sum of g g^T over the gradients of the summed loss with respect to the layer's outputs."""
+
+    reads = "gradients"

@@ -1,0 +1,84 @@
+"""What every curvature with one factor on each side of the shift has in common."""
+
+from collections.abc import Sequence
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from holdfast import factors
+from holdfast.curvature.curvature import Curvature
+from holdfast.factors.factor import Factor
+from holdfast.factors.full import Full
+
+
+class TwoSided(Curvature):
+    """C D = G D S with G (out, out) and S (in, in), each in a storage structure of its own.
+
+    With D = up @ down, <D, C D> = sum((up^T G up) * (down S down^T)): D is never formed.
+
+    Attributes:
+        inputs: S.
+        gradients: G.
+        rows: (1,), examples that S is the mean of.
+        ridge: (2,), added to the diagonals of S and G. Kept apart, so that layers go on sharing one S in memory.
+    """
+
+    def __init__(self, inputs: Factor, gradients: Factor, rows: Tensor, ridge: Tensor | None = None) -> None:
+        self.inputs, self.gradients, self.rows = inputs, gradients, rows
+        self.ridge = rows.new_zeros(2) if ridge is None else ridge
+        self._raise_inputs, self._raise_gradients = (float(r) for r in self.ridge)
+
+    @classmethod
+    def of(cls, inputs: Tensor, gradients: Tensor) -> Self:
+        """From plain matrices S (in, in) and G (out, out)."""
+        return cls(Full(inputs), Full(gradients), inputs.new_ones(1))
+
+    def apply(self, delta: Tensor) -> Tensor:
+        priced = _priced(delta.T, self.gradients, self._raise_gradients)  # (G D)^T, (in, out)
+        return _priced(priced.T, self.inputs, self._raise_inputs)
+
+    def thin(self, up: Tensor, down: Tensor) -> tuple[Tensor, Tensor]:
+        priced_up = _priced(up.T, self.gradients, self._raise_gradients)  # (G up)^T, (r, out)
+        priced_down = _priced(down, self.inputs, self._raise_inputs)  # down S, (r, in)
+        return priced_up.T @ (priced_down @ down.T), (priced_up @ up) @ priced_down
+
+    def damped(self, damping: float) -> Self:
+        """(G + eta mean(diag G) I) and (S + eta mean(diag S) I): both factors by the same share of their trace."""
+        means = torch.stack([self.inputs.diagonal().mean(), self.gradients.diagonal().mean()])
+        return type(self)(self.inputs, self.gradients, self.rows, self.ridge + damping * means.to(self.ridge))
+
+    @classmethod
+    def merged(cls, parts: Sequence[Self], shares: Sequence[float]) -> Self:
+        """S by examples, G by scored items: what one pass over all the data would have summed."""
+        counts = [float(part.rows) for part in parts]
+        inputs = type(parts[0].inputs).merged([p.inputs for p in parts], [c / sum(counts) for c in counts])
+        gradients = type(parts[0].gradients).merged([p.gradients for p in parts], shares)
+        return cls(inputs, gradients, torch.stack([p.rows for p in parts]).sum(dim=0))
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {
+            **{f"inputs.{name}": tensor for name, tensor in self.inputs.tensors().items()},
+            **{f"gradients.{name}": tensor for name, tensor in self.gradients.tensors().items()},
+            "rows": self.rows,
+            "ridge": self.ridge,
+        }
+
+    @classmethod
+    def from_tensors(cls, tensors: dict[str, Tensor]) -> Self:
+        inputs, gradients = (factors.from_tensors(_under(side, tensors)) for side in ("inputs", "gradients"))
+        return cls(inputs, gradients, tensors["rows"], tensors["ridge"])
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.gradients.width, self.inputs.width
+
+
+def _under(side: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(f"{side}."): t for name, t in tensors.items() if name.startswith(f"{side}.")}
+
+
+def _priced(rows: Tensor, factor: Factor, ridge: float) -> Tensor:
+    """Rows times a factor plus a ridge on its diagonal, (n, d) -> (n, d)."""
+    product = factor.times(rows)
+    return product.add_(rows, alpha=ridge) if ridge else product
