@@ -25,7 +25,8 @@ from holdfast.anchor import Anchor
 from holdfast.curvature.diagonal import Diagonal
 from holdfast.curvature.identity import Identity
 from holdfast.curvature.kronecker import Kronecker
-from holdfast.penalties.quadratic import Penalty, quadratic_form
+from holdfast.penalties.prices import quadratic_form
+from holdfast.penalties.quadratic import Penalty
 from holdfast.shifts.low_rank import LowRank
 
 RANK, SCALE = 16, 2.0

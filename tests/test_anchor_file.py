@@ -78,7 +78,7 @@ def test_a_shared_factor_is_stored_and_loaded_once(folder: Path) -> None:
     query, key = (loaded[f"model.layers.0.self_attn.{name}"] for name in ("q_proj", "k_proj"))
     assert query.inputs.matrix is key.inputs.matrix
     penalty = Penalty(lora(LLAMA, LLAMA.build()), Anchor.load(folder))
-    placed: dict[str, Any] = penalty.curvatures
+    placed: dict[str, Any] = penalty.prices[0].curvatures
     assert (
         placed["model.layers.0.self_attn.q_proj"].inputs.matrix
         is placed["model.layers.0.self_attn.v_proj"].inputs.matrix

@@ -13,7 +13,8 @@ from torch.testing import assert_close
 from holdfast import catalogue
 from holdfast.anchor import Anchor
 from holdfast.errors import HoldfastError
-from holdfast.penalties.quadratic import Penalty, quadratic_form
+from holdfast.penalties.prices import quadratic_form
+from holdfast.penalties.quadratic import Penalty
 from holdfast.shifts.dense import Dense
 from holdfast.shifts.low_rank import LowRank
 
@@ -39,8 +40,8 @@ def test_structured_equals_dense(kind: str, flavour: str, name: str) -> None:
     model = adapt(flavour, NETWORKS[name])
     penalty = Penalty(model, anchor_of(name, kind), STRENGTH, damping=0.2)
     move(model)
-    forms = {layer: curvature.damped(0.2) for layer, curvature in penalty.curvatures.items()}
-    dense = sum(price(forms[layer], reader().matrix()) for layer, reader in penalty.readers.items())
+    forms = {layer: curvature.damped(0.2) for layer, curvature in penalty.prices[0].curvatures.items()}
+    dense = sum(price(forms[layer], reader().matrix()) for layer, reader in penalty.prices[0].readers.items())
     value = penalty()
     assert_close(value, STRENGTH / 2 * dense, **EXACT)
     wanted = gradients_of(STRENGTH / 2 * dense, model)

@@ -153,7 +153,7 @@ def _row(
     trained: Trained,
 ) -> dict[str, Any]:
     quadratic = next((p for p in penalties if isinstance(p, Penalty)), None)
-    labels = [] if quadratic is None else [quadratic.anchor.kind]
+    labels = [] if quadratic is None else [anchor.kind for anchor in quadratic.anchors]
     if recipe.distill > 0 and recipe.source is not None:
         labels.append("distill-self" if recipe.source.path == SELF else "distill-source")
     forecast = next((p.predicted_forgetting for p in penalties), None)

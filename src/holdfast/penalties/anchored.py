@@ -1,0 +1,97 @@
+"""What all penalties on shifts from anchors have in common: the anchors, their weights, the forecast."""
+
+import warnings
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from holdfast.anchor import Anchor
+from holdfast.errors import HoldfastError
+from holdfast.penalties.prices import Prices
+from holdfast.penalties.regularizer import Regularizer
+from holdfast.targets import canonical
+
+
+class Anchored(Regularizer):
+    """A price of every layer's shift since one anchor or several.
+
+    Args:
+        model: a PEFT model, or a bare model whose trainable weights are fully fine-tuned; at its start.
+        anchor: measured on the same base model; several of them add up.
+        strength: 0 or more.
+        damping: adds this share of the curvature's mean eigenvalue to it; the forecast stays undamped.
+        weights: how much each anchor counts; None: 1 each.
+
+    Raises:
+        HoldfastError: an anchor of another model, an adapted layer without curvature, or nothing in common.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        anchor: Anchor | Sequence[Anchor],
+        strength: float = 1.0,
+        damping: float = 0.0,
+        *,
+        weights: Sequence[float] | None = None,
+    ) -> None:
+        check_number("strength", strength)
+        check_number("damping", damping)
+        self.model, self.strength, self.damping = model, strength, damping
+        self.anchors = [anchor] if isinstance(anchor, Anchor) else list(anchor)
+        self.weights = [1.0] * len(self.anchors) if weights is None else list(weights)
+        if not self.anchors or len(self.weights) != len(self.anchors):
+            raise HoldfastError(f"{len(self.weights)} weights for {len(self.anchors)} anchors", wanted="one for each")
+        for weight in self.weights:
+            check_number("weights", weight)
+        self.prices = [Prices(model, one, damping) for one in self.anchors]
+        self._value: float | Tensor = 0.0
+        self._warn_of_unpriced()
+
+    def forms(self) -> Tensor:
+        """sum over anchors of weight * q, damped: 0-d, differentiable."""
+        forms = [weight * one.form() for weight, one in zip(self.weights, self.prices, strict=True)]
+        return torch.stack([form.to(forms[0].device) for form in forms]).sum()
+
+    @property
+    @torch.no_grad()
+    def predicted_forgetting(self) -> float | None:
+        """1/2 q without damping, in nats per source item: with several anchors, their mean by weight.
+
+        None where a curvature predicts nothing.
+        """
+        if not all(one.forecasts for one in self.prices) or not sum(self.weights):
+            return None
+        halves = [0.5 * float(one.form(damped=False)) for one in self.prices]
+        return sum(w * half for w, half in zip(self.weights, halves, strict=True)) / sum(self.weights)
+
+    def per_layer(self) -> dict[str, float]:
+        """1/2 q_l of each layer, undamped, summed over the anchors by weight."""
+        total: dict[str, float] = {}
+        for weight, one in zip(self.weights, self.prices, strict=True):
+            for name, half in one.per_layer().items():
+                total[name] = total.get(name, 0.0) + weight * half
+        return total
+
+    def report(self) -> dict[str, float]:
+        """The penalty as it joined the loss, and the forecast."""
+        forecast = self.predicted_forgetting
+        known = {} if forecast is None else {"predicted_forgetting": forecast}
+        return {"penalty": float(self._value), **known}
+
+    def _warn_of_unpriced(self) -> None:
+        reached: set[int] = set().union(*(one.reached() for one in self.prices))
+        free = [n for n, p in self.model.named_parameters() if p.requires_grad and id(p) not in reached]
+        if free:
+            warnings.warn(
+                f"{len(free)} trainable tensors carry no penalty ({', '.join(map(canonical, free[:3]))}"
+                f"{', ...' if len(free) > 3 else ''}): they may move at no price",
+                stacklevel=3,
+            )
+
+
+def check_number(name: str, value: float) -> None:
+    """Raise HoldfastError unless the value is a finite number of at least 0."""
+    if not (value >= 0 and value < float("inf")):
+        raise HoldfastError(f"{name}={value}", wanted="a number of at least 0")

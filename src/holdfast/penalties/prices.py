@@ -1,0 +1,129 @@
+"""What a model's shifts cost at one anchor: where a shift and a curvature meet."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from holdfast.anchor import Anchor
+from holdfast.curvature.curvature import Coupled, Curvature
+from holdfast.errors import HoldfastError
+from holdfast.layers import device_of
+from holdfast.penalties.since import readers_since
+from holdfast.shifts.shift import Shift
+from holdfast.targets import base_layers
+
+BETWEEN = "between layers"  # in `Prices.per_layer`: what a coupled curvature adds to its layers' own prices
+
+
+class _Form(torch.autograd.Function):
+    """q = <D, C D> as a function of the shift's parts, with the gradient written down.
+
+    Autograd over the same products would multiply by the symmetric factors once more.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, shift: Shift, curvature: Curvature, *parts: Tensor) -> Tensor:
+        products = shift.products(curvature)
+        ctx.save_for_backward(*products)
+        return (parts[0] * products[0]).sum()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        return None, None, *(2 * upstream * product for product in ctx.saved_tensors)
+
+
+def quadratic_form(shift: Shift, curvature: Curvature) -> Tensor:
+    """<D, C D>, 0-d, differentiable once in the shift's parts; D itself is not formed where C has a thin form."""
+    if shift.shape != curvature.shape:
+        raise HoldfastError(f"a shift of shape {shift.shape} meets a curvature of shape {curvature.shape}")
+    return _Form.apply(shift, curvature, *shift.parts)
+
+
+class Prices:
+    """The curvatures of one anchor beside the shifts of one model.
+
+    Attributes:
+        readers: layer name -> a function that reads its shift since the anchor.
+        curvatures: layer name -> its curvature, undamped, on the layer's device.
+    """
+
+    def __init__(self, model: nn.Module, anchor: Anchor, damping: float) -> None:
+        self.model, self.anchor, self.damping = model, anchor, damping
+        self.readers: Mapping[str, Callable[[], Shift]] = readers_since(model, anchor)
+        self.curvatures = {name: anchor.curvatures[name] for name in self.readers}
+        self._device: torch.device | None = None
+        self._follow_model()
+
+    def _follow_model(self) -> None:
+        """Place the curvatures beside the weights, again where a Trainer has moved the model since."""
+        if self._device == device_of(self.model):
+            return
+        self._device = device_of(self.model)
+        self.curvatures = _placed(self.model, self.curvatures)
+        self._damped = {name: c.damped(self.damping) for name, c in self.curvatures.items()}
+
+    def form(self, *, damped: bool = True) -> Tensor:
+        """q, summed over layers, and between them where the curvature couples them: 0-d, differentiable."""
+        self._follow_model()
+        curvatures = self._damped if damped else self.curvatures
+        kind: Any = type(next(iter(curvatures.values())))
+        if issubclass(kind, Coupled):
+            return kind.joint(curvatures, {name: self.readers[name]() for name in curvatures})
+        forms = [quadratic_form(self.readers[name](), curvature) for name, curvature in curvatures.items()]
+        return torch.stack([form.to(forms[0].device) for form in forms]).sum()
+
+    @torch.no_grad()
+    def per_layer(self) -> dict[str, float]:
+        """1/2 q_l of each layer, undamped; a coupled curvature adds what lies between layers."""
+        self._follow_model()
+        own = {n: 0.5 * float(quadratic_form(self.readers[n](), c)) for n, c in self.curvatures.items()}
+        if any(isinstance(curvature, Coupled) for curvature in self.curvatures.values()):
+            own[BETWEEN] = 0.5 * float(self.form(damped=False)) - sum(own.values())
+        return own
+
+    @property
+    def forecasts(self) -> bool:
+        """Whether 1/2 q is in nats."""
+        return next(iter(self.curvatures.values())).forecasts
+
+    def reached(self) -> set[int]:
+        """The ids of the parameters that the shifts depend on."""
+        return {id(leaf) for reader in self.readers.values() for leaf in _leaves(reader())}
+
+
+def _leaves(shift: Shift) -> list[Tensor]:
+    """The parameters that a shift's gradient reaches."""
+    found: list[Tensor] = []
+    seen: set[Any] = set()
+    stack: list[Any] = [part if part.grad_fn is None else part.grad_fn for part in shift.parts]
+    while stack:
+        node = stack.pop()
+        if isinstance(node, Tensor):
+            found.append(node)
+        elif node is not None and node not in seen:
+            seen.add(node)
+            if hasattr(node, "variable"):
+                found.append(node.variable)
+            stack.extend(following for following, _ in node.next_functions)
+    return found
+
+
+def _placed(model: nn.Module, curvatures: dict[str, Curvature]) -> dict[str, Curvature]:
+    """Each curvature on its layer's device, in the model's precision but at least float32; shared tensors stay so."""
+    layers = base_layers(model)
+    moved: dict[tuple[int, torch.device, torch.dtype], Tensor] = {}
+    placed = {}
+    for name, curvature in curvatures.items():
+        weight: Any = layers[name].weight
+        dtype = torch.promote_types(weight.dtype if weight.is_floating_point() else torch.float32, torch.float32)
+        tensors = {}
+        for part, tensor in curvature.tensors().items():
+            key = (id(tensor), weight.device, dtype)
+            if key not in moved:
+                moved[key] = tensor.to(weight.device, dtype)
+            tensors[part] = moved[key]
+        placed[name] = type(curvature).from_tensors(tensors)
+    return placed

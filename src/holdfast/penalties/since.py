@@ -1,0 +1,76 @@
+"""How far each layer has moved since an anchor was measured, read off the live model."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from holdfast.anchor import Anchor
+from holdfast.errors import HoldfastError
+from holdfast.layers import require_kind
+from holdfast.shifts.low_rank import LowRank
+from holdfast.shifts.read import Kept, active_of, effective, factors, has_magnitude, readers
+from holdfast.shifts.shift import Shift
+from holdfast.targets import base_layers, canonical
+
+
+def readers_since(model: nn.Module, anchor: Anchor) -> dict[str, Callable[[], Shift]]:
+    """Layer name -> a function that reads its shift since the anchor.
+
+    Call it when the model stands at its start: adapters injected, nothing trained, resumed weights not yet loaded.
+
+    Raises:
+        HoldfastError: an anchor of another model, an adapted layer without curvature, or nothing in common.
+    """
+    adapted = {canonical(n): m for n, m in model.named_modules() if hasattr(m, "lora_A") and hasattr(m, "base_layer")}
+    if not adapted and not any(hasattr(m, "base_layer") for m in model.modules()):
+        anchor.check(model)
+        trainable = {n: m for n, m in base_layers(model).items() if m.weight.requires_grad}
+        reference = {n: m.weight.detach().clone() for n, m in trainable.items()}
+        found = readers(model, reference)
+    else:
+        found = readers(model)
+        found = {n: _since(n, adapted[n], found[n], anchor) if n in anchor.weights else r for n, r in found.items()}
+    _check_coverage(list(found), anchor)
+    return found
+
+
+def _since(name: str, layer: Any, plain: Callable[[], Shift], anchor: Anchor) -> Callable[[], Shift]:
+    """The shift of an adapted layer since the anchor, also where the initialisation changed the base weight."""
+    base: Any = layer.base_layer
+    if anchor.is_at(name, base.weight):
+        return plain
+    kind, active = require_kind(name, base), active_of(layer)
+    with torch.no_grad():
+        now = kind.matrix(base, effective(layer, kind, active))  # in the weight's own layout
+    born = [factors(layer, adapter) for adapter in active]
+    unmoved = not any(bool(piece.up.any()) for piece in born)  # then the weight alone should be the anchored one
+    dora = any(has_magnitude(layer, adapter) for adapter in active)
+    if unmoved or dora or not anchor.is_at(name, now, exactly=False):
+        raise anchor.foreign(f"{name}.weight differs from the anchored weight, with the adapter and without it")
+    # W = W_res + s B A and W_anchor = W_res + s B0 A0, so D = s B A - s B0 A0 (PiSSA, arXiv 2404.02948).
+    start = [(Kept(-piece.up.detach()), Kept(piece.down.detach().clone()), piece.scale) for piece in born]
+
+    def read() -> Shift:
+        now = [factors(layer, adapter) for adapter in active_of(layer)]
+        negative = [LowRank(up.beside(base.weight), down.beside(base.weight), scale) for up, down, scale in start]
+        return LowRank.stacked([*now, *negative])
+
+    return read
+
+
+def _check_coverage(adapted: list[str], anchor: Anchor) -> None:
+    missing = [name for name in adapted if name not in anchor.curvatures]
+    if len(missing) == len(adapted):
+        raise HoldfastError(
+            "the model's trainable layers and the anchor's layers have nothing in common: the penalty would be empty",
+            causes=[f"the anchor holds {', '.join(list(anchor.curvatures)[:3])} ...", f"trained: {adapted[0]} ..."],
+            remedy="estimate the anchor with the adapter's target_modules as targets",
+        )
+    if missing:
+        raise HoldfastError(
+            f"{len(missing)} trainable layers have no curvature in the anchor: {', '.join(missing[:3])}",
+            wanted="a curvature for every layer that can move",
+            remedy='estimate the anchor with targets that include them (".*" takes every layer), or freeze them',
+        )
