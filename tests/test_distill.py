@@ -40,6 +40,11 @@ def distilling(**options: Any) -> tuple[nn.Module, Distill]:
     return move(model), penalty
 
 
+def watch(penalty: Distill, model: nn.Module) -> None:
+    """Let a penalty that was built on one model see another."""
+    penalty.model = penalty.reader.model = model
+
+
 @pytest.mark.parametrize("sequences", [1, 3])
 def test_distillation_equals_its_slow_twin(sequences: int) -> None:
     network = NETWORKS["llama"]
@@ -59,7 +64,7 @@ def test_distillation_equals_its_slow_twin(sequences: int) -> None:
 def test_stored_answers_over_all_classes_are_the_live_teacher() -> None:
     model, live = distilling()
     _, stored = distilling(top_k=VOCABULARY - 1)
-    stored.model = model
+    watch(stored, model)
     for step in range(3):
         live.step = stored.step = step
         # The last class is what the others leave: a difference of numbers near 1.
@@ -110,7 +115,7 @@ def test_every_nth_step_counts_n_times(kind: str) -> None:
 def test_draws_are_a_function_of_the_step_alone() -> None:
     model, penalty = distilling(sequences=2)
     _, again = distilling(sequences=2)
-    again.model = model
+    watch(again, model)
     values = []
     for step in range(6):
         penalty.step = step
@@ -179,7 +184,7 @@ def test_replay_equals_its_slow_twin() -> None:
         ({"source": "old"}, "self"),
         ({"source": []}, "no sequence"),
         ({"source": [{"input_ids": torch.tensor([[3, 4]]), "labels": torch.tensor([[3, IGNORED]])}]}, "no sequence"),
-        ({"source": [{"pixels": torch.zeros(2, 3)}]}, "no input_ids"),
+        ({"source": [{"pixels": torch.zeros(2, 3)}]}, "one of input_ids"),
         ({"sequences": 0}, "at least 1"),
         ({"every": 0}, "at least 1"),
         ({"top_k": 0}, "at least 1"),

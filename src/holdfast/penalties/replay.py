@@ -3,28 +3,31 @@
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from holdfast.errors import HoldfastError
 from holdfast.layers import device_of
-from holdfast.likelihood import IGNORED
+from holdfast.likelihood import ForwardLoss, Items
 from holdfast.penalties.regularizer import Regularizer
 from holdfast.penalties.source import SourceRows, check_counts
 
 
 class Replay(Regularizer):
-    """weight * cross-entropy of the data's labels on a few source sequences per step, in nats per item.
+    """weight * loss of the data's labels on a few source sequences per step, in nats per item.
+
+    The loss is the likelihood's of whatever head the model has; see `holdfast.likelihoods`.
 
     Args:
         model: the model being trained.
-        source: batches of old data or a tokenised `datasets.Dataset`.
+        source: labelled batches of old data or a tokenised `datasets.Dataset`.
         weight: against a nat of target loss.
         sequences: source sequences per evaluation.
         every: evaluate at every n-th optimizer step, with n times the weight.
         seed: of the order.
+        forward_loss: of models that are not of transformers, as for `Anchor.estimate`.
 
     Raises:
-        HoldfastError: no source items, or numbers without a meaning.
+        HoldfastError: no source items, no labels, or numbers without a meaning.
     """
 
     name = "replay"
@@ -40,10 +43,16 @@ class Replay(Regularizer):
         sequences: int = 4,
         every: int = 1,
         seed: int = 0,
+        forward_loss: ForwardLoss | None = None,
     ) -> None:
         check_counts(weight, sequences, every)
         self.model, self.weight = model, weight
-        self.source = SourceRows(source, sequences, every, seed)
+        self.reader = Items(model, forward_loss)
+        self.source = SourceRows(source, sequences, every, seed, self.reader)
+        if forward_loss is None and not self.reader.shifted and "labels" not in self.source.rows[0]:
+            raise HoldfastError(
+                "the source has no labels to rehearse", remedy="pass labelled batches, or distil, which needs none"
+            )
         self._loss = 0.0
 
     def __call__(self) -> Tensor:
@@ -51,10 +60,8 @@ class Replay(Regularizer):
         step = self.source.now(self.step)
         if step % self.source.every:
             return torch.zeros((), device=device_of(self.model))
-        inputs, labels = self.source.batch(self.source.chosen(step), self.model)
-        logits = self.model(**inputs).logits.flatten(0, 1)
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        loss = F.cross_entropy(logits, labels.flatten(), ignore_index=IGNORED)
+        now = self.reader.read(self.source.batch(self.source.chosen(step), self.model))
+        loss = now.loss() / max(now.items, 1)
         self._loss = float(loss.detach())
         return self.weight * self.source.every * loss
 
