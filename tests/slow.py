@@ -116,9 +116,27 @@ def eigen(rows: Rows, items: int, delta: Tensor) -> Tensor:
     return turn_out @ (moments * (turn_out.T @ delta @ turn_in)) @ turn_in.T
 
 
+def tracekron(rows: Rows, items: int, delta: Tensor) -> Tensor:
+    """Psi D Phi / delta: M M^T = |x|^2 g g^T and M^T M = |g|^2 x x^T for a row's own gradient M."""
+    psi, phi = sum(own @ own.T for _, own in rows) / items, sum(own.T @ own for _, own in rows) / items
+    return psi @ delta @ phi / sum(own.square().sum() for _, own in rows) * items
+
+
+def rank_one(rows: Rows, items: int, delta: Tensor) -> Tensor:
+    """The outer product of the diagonal Fisher's row and column sums, over their total."""
+    fisher = sum(own.square() for _, own in rows) / items
+    return torch.outer(fisher.sum(dim=1), fisher.sum(dim=0)) / fisher.sum() * delta
+
+
+def absolute(rows: Rows, items: int, delta: Tensor) -> Tensor:
+    """F * D with F the mean of the rows' gradients without their signs."""
+    return sum(own.abs() for _, own in rows) / items * delta
+
+
 def identity(rows: Rows, items: int, delta: Tensor) -> Tensor:
     """D."""
     return delta
 
 
 TWINS = {"kronecker": kronecker, "diagonal": diagonal, "eigen": eigen, "identity": identity}
+TWINS |= {"tracekron": tracekron, "rank-one": rank_one, "absolute": absolute}

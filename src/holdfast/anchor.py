@@ -178,6 +178,12 @@ def _check_options(fisher: str, draws: int, per: str, fraction: float, source: A
             "per='sequence' sums over all positions of a sequence, and fraction leaves some out",
             remedy="leave fraction at 1, or use per='token'",
         )
+    if not kind.squares and (draws > 1 or fraction < 1 or fisher == "exact"):
+        raise HoldfastError(
+            f"curvature {kind.kind!r} averages gradients without squaring them, and draws={draws}, "
+            f"fraction={fraction}, fisher={fisher!r} weigh them for squares",
+            wanted='draws=1, fraction=1 and fisher="sampled" or "data"',
+        )
     if not 0 < fraction <= 1:
         raise HoldfastError(f"fraction={fraction}", wanted="a share of the positions, above 0 and at most 1")
     if kind.statistics() and source is None:

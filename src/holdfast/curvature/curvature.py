@@ -20,6 +20,7 @@ class Curvature(ABC):
     kind: ClassVar[str]
     paper: ClassVar[str]
     forecasts: ClassVar[bool] = True  # whether 1/2 <D, C D> is a forecast of the loss in nats
+    squares: ClassVar[bool] = True  # whether its sums are of squared gradients: draws are weighted for those
     after: ClassVar["type[Curvature] | None"] = None  # measured in a pass of its own before this one
 
     @classmethod

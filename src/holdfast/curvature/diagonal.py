@@ -1,6 +1,6 @@
 """Diagonal curvature: every weight has its own price (elastic weight consolidation)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Self
 
 import torch
@@ -37,13 +37,7 @@ class SquaredProducts(Statistic):
 
     def accumulate_sequences(self, total: Tensor, sequences: Sequence[tuple[Tensor, ...]]) -> None:
         for inputs, gradients in sequences:
-            total += self.weight_gradient(inputs, gradients).square()
-
-    def weight_gradient(self, inputs: Tensor, gradients: Tensor) -> Tensor:
-        """Sum over rows of g x^T, (out, in)."""
-        if not self.size.indexed:
-            return gradients.T @ inputs
-        return gradients.new_zeros(self.size.out, self.size.inn).index_add_(1, inputs, gradients.T)
+            total += self.size.weight_gradient(inputs, gradients).square()
 
 
 class Diagonal(Curvature):
@@ -73,14 +67,7 @@ class Diagonal(Curvature):
         return self.fisher * delta
 
     def thin(self, up: Tensor, down: Tensor) -> tuple[Tensor, Tensor]:
-        # No form of size r exists for a full diagonal: D is formed in blocks of rows and dropped.
-        for_up, for_down = torch.empty_like(up), torch.zeros_like(down)
-        for start in range(0, up.shape[0], ROWS_AT_A_TIME):
-            rows = slice(start, start + ROWS_AT_A_TIME)
-            priced = (up[rows] @ down).mul_(self.fisher[rows])  # (rows, in)
-            for_up[rows] = priced @ down.T
-            for_down.addmm_(up[rows].T, priced)
-        return for_up, for_down
+        return row_products(up, down, lambda delta, rows: delta.mul_(self.fisher[rows]))
 
     def damped(self, damping: float) -> "Diagonal":
         return Diagonal(self.fisher + damping * self.fisher.mean()) if damping else self
@@ -100,3 +87,17 @@ class Diagonal(Curvature):
     def shape(self) -> tuple[int, int]:
         out, inn = self.fisher.shape
         return out, inn
+
+
+def row_products(up: Tensor, down: Tensor, price: Callable[[Tensor, slice], Tensor]) -> tuple[Tensor, Tensor]:
+    """P down^T, (out, r), and up^T P, (r, in), for P = price(D), D = up @ down, and prices that are elementwise.
+
+    No form of size r exists for them: D is formed in blocks of rows, (rows, in), priced in place and dropped.
+    """
+    for_up, for_down = torch.empty_like(up), torch.zeros_like(down)
+    for start in range(0, up.shape[0], ROWS_AT_A_TIME):
+        rows = slice(start, start + ROWS_AT_A_TIME)
+        priced = price(up[rows] @ down, rows)
+        for_up[rows] = priced @ down.T
+        for_down.addmm_(up[rows].T, priced)
+    return for_up, for_down

@@ -38,6 +38,12 @@ class LayerSize:
         if self.indexed:
             object.__setattr__(self, "inputs", Storage(DiagonalFactor))
 
+    def weight_gradient(self, inputs: Tensor, gradients: Tensor) -> Tensor:
+        """Sum over rows of g x^T, (out, in)."""
+        if not self.indexed:
+            return gradients.T @ inputs
+        return gradients.new_zeros(self.out, self.inn).index_add_(1, inputs, gradients.T)
+
 
 @dataclass(frozen=True)
 class Reading:

@@ -20,7 +20,7 @@ class TwoSided(Curvature):
     Attributes:
         inputs: S.
         gradients: G.
-        rows: (1,), examples that S is the mean of.
+        rows: (1,), examples that S is the mean of, or the sum of their weights: S counts so much in a merged one.
         ridge: (2,), added to the diagonals of S and G. Kept apart, so that layers go on sharing one S in memory.
     """
 
@@ -52,7 +52,8 @@ class TwoSided(Curvature):
     def merged(cls, parts: Sequence[Self], shares: Sequence[float]) -> Self:
         """S by examples, G by scored items: what one pass over all the data would have summed."""
         counts = [float(part.rows) for part in parts]
-        inputs = type(parts[0].inputs).merged([p.inputs for p in parts], [c / sum(counts) for c in counts])
+        whole = sum(counts) or 1.0  # nothing at all: gradients that are all zero
+        inputs = type(parts[0].inputs).merged([p.inputs for p in parts], [count / whole for count in counts])
         gradients = type(parts[0].gradients).merged([p.gradients for p in parts], shares)
         return cls(inputs, gradients, torch.stack([p.rows for p in parts]).sum(dim=0))
 

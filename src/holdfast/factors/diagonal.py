@@ -29,6 +29,11 @@ class Diagonal(Factor):
             total += torch.bincount(rows, minlength=total.shape[0])
 
     @classmethod
+    def accumulate_weighted(cls, total: Tensor, indices: Tensor, weights: Tensor) -> None:
+        """Add one-hot rows, each counted with its weight, (n,) and (n,), to the running sum in place."""
+        total.index_add_(0, indices, weights.to(total.dtype))
+
+    @classmethod
     def from_sum(cls, total: Tensor, scale: float, option: int) -> Self:
         return cls(total * scale)
 
