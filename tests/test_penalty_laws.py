@@ -33,6 +33,7 @@ def make(name: str, model: nn.Module, network: Network, strength: float = STRENG
         "strength": lambda: strength,
         "weight": lambda: strength,
         "progress": lambda: False,
+        "terms": lambda: [make("quadratic", model, network, 1.0), make("distill", model, network, 1.0)],
     }
     given |= {parameter: known[parameter]() for parameter in parameters if parameter in known}
     return made(**given)

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from holdfast.errors import HoldfastError as HoldfastError
     from holdfast.penalties.distill import Distill as Distill
     from holdfast.penalties.quadratic import Penalty as Penalty
+    from holdfast.penalties.together import Together as Together
     from holdfast.sampling import sample_from as sample_from
     from holdfast.shifts.read import snapshot as snapshot
     from holdfast.trainers import HoldfastCallback as HoldfastCallback
@@ -23,6 +24,7 @@ _HOME = {
     "HoldfastCallback": "holdfast.trainers",
     "HoldfastError": "holdfast.errors",
     "Penalty": "holdfast.penalties.quadratic",
+    "Together": "holdfast.penalties.together",
     "attach": "holdfast.trainers",
     "sample_from": "holdfast.sampling",
     "snapshot": "holdfast.shifts.read",
