@@ -56,7 +56,7 @@ def restore(folder: Path, tensors: dict[str, torch.Tensor]) -> None:
 def test_the_files_are_the_documented_ones(folder: Path, anchor: Anchor) -> None:
     assert sorted(file.name for file in folder.iterdir()) == [FACTS, TENSORS]
     facts = json.loads((folder / FACTS).read_text())
-    assert facts["format"] == 1
+    assert facts["format"] == 2
     assert (facts["curvature"], facts["fisher"], facts["items"]) == ("kronecker", "sampled", anchor.items)
     assert {"base_model", "item", "data_sha256", "seed"} <= set(facts["facts"])
     assert set(facts["versions"]) == {"holdfast", "torch", "transformers", "peft"}
@@ -159,7 +159,7 @@ def test_a_changed_file_is_refused(folder: Path) -> None:
         Anchor.load(folder)
 
 
-@pytest.mark.parametrize("text", ["[]", "3", '{"format": 1}', "\udcff"])
+@pytest.mark.parametrize("text", ["[]", "3", '{"format": 2}', "\udcff"])
 def test_facts_that_are_none_are_refused(folder: Path, text: str) -> None:
     (folder / FACTS).write_bytes(text.encode("utf-8", "surrogateescape"))
     with pytest.raises(HoldfastError, match="is broken"):
@@ -167,8 +167,8 @@ def test_facts_that_are_none_are_refused(folder: Path, text: str) -> None:
 
 
 def test_another_format_is_named_with_its_writer(folder: Path) -> None:
-    rewrite(folder, format=2, versions={"holdfast": "9.9"})
-    with pytest.raises(HoldfastError, match=r"(?s)format 2.*holdfast 9\.9"):
+    rewrite(folder, format=3, versions={"holdfast": "9.9"})
+    with pytest.raises(HoldfastError, match=r"(?s)format 3.*holdfast 9\.9"):
         Anchor.load(folder)
 
 

@@ -147,9 +147,9 @@ class Anchor:
             remedy="estimate the anchor again on this model: holdfast anchor --model ... --source ... --out ...",
         )
 
-    def save(self, folder: str | Path) -> None:
-        """Write `anchor.safetensors` and `anchor.json`, both or neither."""
-        anchor_file.save(self, Path(folder))
+    def save(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
+        """Write `anchor.safetensors` and `anchor.json`, both or neither; torch.bfloat16 takes half of float32."""
+        anchor_file.save(self, Path(folder), dtype)
 
     @classmethod
     def load(cls, folder: str | Path) -> Self:
