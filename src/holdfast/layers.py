@@ -163,3 +163,11 @@ def is_embedding(kind: LayerKind) -> bool:
 def device_of(model: nn.Module) -> torch.device:
     """The device of the model's first parameter."""
     return next((p.device for p in model.parameters()), torch.device("cpu"))
+
+
+def watched(output: Tensor) -> Tensor:
+    """The tensor to watch: writing into a view, as models do that zero their padding, loses the view's own hooks."""
+    base = output._base
+    if base is None or base.numel() != output.numel() or not (base.is_contiguous() and output.is_contiguous()):
+        return output
+    return base if base.requires_grad else output

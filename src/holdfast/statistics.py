@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from holdfast.choice import RowChoice
-from holdfast.layers import LayerKind, require_kind
+from holdfast.layers import LayerKind, require_kind, watched
 from holdfast.rows import Origin, RowSink
 
 
@@ -125,16 +125,16 @@ class Recorder:
                 return None
             root = _make_root(module, args, output)
             output = output if root is None else root
-            kept_inputs = inputs.detach() if pairs else None
+            kept_inputs, shape = inputs.detach() if pairs else None, output.shape
 
             def on_gradient(gradient: Tensor) -> None:
                 layer.hidden = False
-                self._add_gradients(layer, kept_inputs, gradient.detach())
+                self._add_gradients(layer, kept_inputs, gradient.detach().reshape(shape))
                 layer.returned += 1
                 if layer.returned == layer.calls:
                     layer.flush()
 
-            output.register_hook(on_gradient)
+            watched(output).register_hook(on_gradient)
             return root
 
         return hook
