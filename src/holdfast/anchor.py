@@ -1,5 +1,6 @@
 """The anchor: what each layer's moves cost, measured once on old data at the weights to hold on to."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -7,19 +8,21 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from holdfast import anchor_file, catalogue
+from holdfast import anchor_file, catalogue, merging
+from holdfast.anchor_options import check_finite, check_options
 from holdfast.batches import batches_of
 from holdfast.collecting import measure
 from holdfast.curvature.curvature import Curvature
-from holdfast.curvature.statistic import LayerSize, Reading
+from holdfast.curvature.statistic import Reading
 from holdfast.errors import HoldfastError
 from holdfast.fingerprint import alike, fingerprint, identical
-from holdfast.layers import is_embedding, require_kind
-from holdfast.likelihood import FISHERS, Fisher, ForwardLoss, Items, bare
-from holdfast.measurement import Sampling
-from holdfast.pretrained import at_anchor
-from holdfast.rows import PER, Per
-from holdfast.targets import Targets, base_layers, select
+from holdfast.likelihood import Fisher, ForwardLoss, Items, bare
+from holdfast.measurement import Measurement, Sampling
+from holdfast.parameters import ParameterMeasurement, needs_gradients
+from holdfast.parts import Part, Space, frozen_under, parts_in, select_parts, sizes_of
+from holdfast.pretrained import at_anchor, at_start
+from holdfast.rows import Per
+from holdfast.targets import Targets
 
 
 @dataclass
@@ -44,6 +47,7 @@ class Anchor:
         *,
         curvature: str = "kronecker",
         targets: Targets = "all-linear",
+        space: Space = "weights",
         fisher: Fisher = "sampled",
         draws: int = 1,
         per: Per = "token",
@@ -57,7 +61,7 @@ class Anchor:
         seed: int = 0,
         progress: bool = True,
     ) -> Self:
-        """Measure the curvature of the source loss at the model's present weights, adapters switched off.
+        """Measure the curvature of the source loss at the model's present weights.
 
         Streams once over the data in eval mode. Only inputs and output gradients of the targeted layers are read:
         no weight gradient is formed. Every mode, flag, hook and random state is as before afterwards.
@@ -68,6 +72,10 @@ class Anchor:
                 no data ("identity").
             curvature: a kind from `holdfast methods`.
             targets: the layers, in the grammar of PEFT's `target_modules`.
+            space: "weights" measures the base layers, adapters switched off; "adapter" measures what the adapter
+                trains, at its present values and switched on (LaLoRA, arXiv 2512.17720). Parameters that are no
+                layer's weight (prefixes, IA3's vectors, DoRA's magnitudes, biases) have elementwise curvature,
+                curvature="diagonal", per="sequence", for which each sequence takes a backward pass of its own.
             fisher: "sampled" draws each label from the model (the true Fisher, unbiased); "exact" takes the
                 expectation over all labels instead, where classes are few; "data" uses the data's own labels (the
                 empirical Fisher: about twice as large on language models, and no forecast).
@@ -90,21 +98,25 @@ class Anchor:
                 the base weights, non-finite sums.
         """
         kind = catalogue.curvature(curvature)
-        _check_options(fisher, draws, per, fraction, source, kind)
-        layers = select(model, targets)
-        weights = {name: fingerprint(module.weight) for name, module in layers.items()}
+        check_options(fisher, draws, per, fraction, source, kind)
+        parts = select_parts(model, targets, space)
+        plain = needs_gradients(parts, kind, per)
+        weights = {name: fingerprint(part.tensor) for name, part in parts.items()}
         base = getattr(getattr(bare(model), "config", None), "_name_or_path", "") or type(bare(model)).__name__
         facts: dict[str, Any] = {"base_model": base, "item": item, "seed": seed, "fraction": fraction}
         facts |= {"products": str(dtype or "as the model").removeprefix("torch."), "draws": draws, "per": per}
-        sizes = {name: _size(name, module) for name, module in layers.items()}
+        if space == "adapter":
+            facts |= {"space": space, "base": {n: fingerprint(w) for n, w in frozen_under(model, parts).items()}}
+        sizes = sizes_of(parts, flat=plain)
         if not kind.statistics():
             curvatures = {name: kind.from_sums(size, {}, 1) for name, size in sizes.items()}
             return cls(curvatures, weights, curvature, None, 0, facts)
         reader = Items(model, forward_loss)
-        with at_anchor(model):
+        moving = [part.tensor for part in parts.values()] if plain else []
+        with at_anchor(model) if space == "weights" else at_start(model, moving):
             curvatures, measured = measure(
                 reader,
-                layers,
+                parts if plain else {name: part.module for name, part in parts.items()},
                 sizes,
                 kind,
                 batches_of(source, batch_size),
@@ -112,22 +124,34 @@ class Anchor:
                 sampling=Sampling(fisher, draws, fraction, seed),
                 max_items=max_items,
                 progress=progress,
+                by=ParameterMeasurement if plain else Measurement,
             )
-        _check_finite(curvatures)
+        check_finite(curvatures)
         facts |= {"item": item or reader.item, "data_sha256": measured.digest.hexdigest()}
         return cls(curvatures, weights, curvature, fisher, measured.items, facts)
 
     def check(self, model: nn.Module) -> None:
-        """Raise HoldfastError unless the model's base weights are the anchored ones, naming the first that differs."""
-        layers = base_layers(model)
-        for name, known in self.weights.items():
-            if name not in layers:
+        """Raise HoldfastError unless the model's weights are the anchored ones, naming the first that differs.
+
+        In the space of the adapter these are its own parameters as they were, and the base weights under it.
+        """
+        self._check_same(self.weights, parts_in(model, self.space))
+        self._check_same(self.facts.get("base", {}), parts_in(model, "weights"))
+
+    def _check_same(self, anchored: dict[str, dict[str, Any]], parts: dict[str, Part]) -> None:
+        for name, known in anchored.items():
+            if name not in parts:
                 raise self.foreign(f"the anchored layer {name!r} is not in the model")
-            weight = layers[name].weight
+            weight = parts[name].tensor
             if list(weight.shape) != known["shape"]:
                 raise self.foreign(f"{name}.weight has shape {tuple(weight.shape)}, anchored {tuple(known['shape'])}")
             if not identical(weight, known):
                 raise self.foreign(f"{name}.weight differs from the anchored weight")
+
+    @property
+    def space(self) -> Space:
+        """What was measured: "weights", or what the "adapter" trains."""
+        return self.facts.get("space", "weights")
 
     def is_at(self, name: str, weight: Tensor, *, exactly: bool = True) -> bool:
         """Whether a weight of the layer's own shape is the anchored one, byte for byte or within rounding."""
@@ -136,6 +160,13 @@ class Anchor:
 
     def foreign(self, difference: str) -> HoldfastError:
         """The error for a model that is not the anchored one."""
+        if self.space == "adapter":
+            return HoldfastError(
+                f"this anchor belongs to another start of the adapter: {difference}",
+                wanted="the adapter's parameters at which it was estimated, and the same base model under it",
+                causes=["another seed, rank or method", "the adapter was trained since", "another base model"],
+                remedy="estimate the anchor on this model, before training: Anchor.estimate(..., space='adapter')",
+            )
         return HoldfastError(
             f"this anchor belongs to another model: {difference}",
             wanted=f"the weights of {self.facts.get('base_model', 'the anchored model')!r} at which it was estimated",
@@ -160,49 +191,26 @@ class Anchor:
         """
         return cls(**anchor_file.load(Path(folder)))
 
+    @classmethod
+    def merge(cls, anchors: "Sequence[Anchor]") -> Self:
+        """One anchor of all the data that these were measured on, at the same base weights: a mean over scored items.
 
-def _size(name: str, module: nn.Module) -> LayerSize:
-    kind = require_kind(name, module)
-    return LayerSize(*kind.size(module), indexed=is_embedding(kind))
+        What one run over all the data would have given, for kinds whose sums add up.
 
+        Raises:
+            HoldfastError: other base weights (naming the first layer), another kind or other options, the same data
+                twice, or a kind that does not add up (eigen).
+        """
+        return cls(**merging.merge(anchors))
 
-def _check_options(fisher: str, draws: int, per: str, fraction: float, source: Any, kind: type[Curvature]) -> None:
-    if fisher not in FISHERS:
-        raise HoldfastError(f"fisher={fisher!r}", wanted=f"one of {', '.join(FISHERS)}")
-    if per not in PER:
-        raise HoldfastError(f"per={per!r}", wanted=f"one of {', '.join(PER)}")
-    if draws < 1 or (draws > 1 and fisher != "sampled"):
-        raise HoldfastError(f"draws={draws} with fisher={fisher!r}", wanted='1, or more with fisher="sampled"')
-    if per == "sequence" and fraction < 1:
-        raise HoldfastError(
-            "per='sequence' sums over all positions of a sequence, and fraction leaves some out",
-            remedy="leave fraction at 1, or use per='token'",
-        )
-    if not kind.squares and (draws > 1 or fraction < 1 or fisher == "exact"):
-        raise HoldfastError(
-            f"curvature {kind.kind!r} averages gradients without squaring them, and draws={draws}, "
-            f"fraction={fraction}, fisher={fisher!r} weigh them for squares",
-            wanted='draws=1, fraction=1 and fisher="sampled" or "data"',
-        )
-    if not 0 < fraction <= 1:
-        raise HoldfastError(f"fraction={fraction}", wanted="a share of the positions, above 0 and at most 1")
-    if kind.statistics() and source is None:
-        raise HoldfastError(
-            f"curvature {kind.kind!r} is measured on source data, and none was given",
-            remedy="pass batches of old data, text sampled from the model itself, or ask for curvature='identity'",
-        )
-    if not kind.statistics() and source is not None:
-        raise HoldfastError(
-            f"curvature {kind.kind!r} needs no source data, and some was given", remedy="leave the source out"
-        )
+    @classmethod
+    def accumulate(cls, old: "Anchor", new: "Anchor", decay: float = 1.0) -> Self:
+        """decay * C_old + C_new at the new weights: online Laplace over tasks (arXiv 1805.07810), a sum, not a mean.
 
+        Exact for kinds that add up; for Kronecker products an approximation, which `facts["approximation"]` states.
+        The exact sum is a list of anchors, given to the penalty.
 
-def _check_finite(curvatures: dict[str, Curvature]) -> None:
-    for name, curvature in curvatures.items():
-        # Extremes carry NaN along: one pass over each tensor and nothing stored.
-        if not all(bool(torch.stack(t.aminmax()).isfinite().all()) for t in curvature.tensors().values()):
-            raise HoldfastError(
-                f"the curvature of layer {name!r} is not finite",
-                causes=["the model's activations overflow in float16", "the model's weights hold NaN"],
-                remedy="load the model in bfloat16 or float32",
-            )
+        Raises:
+            HoldfastError: other layers, another kind or other options, or a kind that does not add up (eigen).
+        """
+        return cls(**merging.accumulate(old, new, decay))

@@ -1,9 +1,7 @@
 """Passes over source data: as many batches as asked for, once or twice."""
 
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sized
 from typing import Any
-
-from torch import nn
 
 from holdfast.curvature.curvature import Curvature
 from holdfast.curvature.statistic import LayerSize, Reading
@@ -15,7 +13,7 @@ from holdfast.progress import track
 
 def measure(
     reader: Items,
-    layers: dict[str, nn.Module],
+    layers: Mapping[str, Any],
     sizes: dict[str, LayerSize],
     kind: type[Curvature],
     batches: Iterable[Any],
@@ -24,10 +22,12 @@ def measure(
     sampling: Sampling,
     max_items: int | None = None,
     progress: bool = True,
+    by: Any = Measurement,
 ) -> tuple[dict[str, Curvature], Measurement]:
     """The curvature of every layer, and what it was measured on.
 
-    A kind that comes `after` another takes two passes, over the same batches with the same drawn labels.
+    `by` is what sums, and says what `layers` are. A kind that comes `after` another takes two passes, over the same
+    batches with the same drawn labels.
 
     Raises:
         HoldfastError: no scored item, a layer that no item depends on, data that can be read only once but must be
@@ -44,7 +44,7 @@ def measure(
             reader, layers, sizes, kind.after, batches,
             reading=reading, sampling=sampling, max_items=max_items, progress=progress,
         )  # fmt: skip
-    measured = Measurement(reader, layers, sizes, kind, reading, sampling, first)
+    measured = by(reader, layers, sizes, kind, reading, sampling, first)
     collect(measured, batches, max_items, progress)
     if measured.items == 0:
         raise HoldfastError(

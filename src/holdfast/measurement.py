@@ -103,8 +103,7 @@ class Measurement:
             self.recorder.end_batch(backpropagated=scored.items > 0)
         self.items += scored.items
         self.batches += 1
-        for tensor in _tensors(batch):
-            self.digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        digest(self.digest, batch)
 
     def curvatures(self) -> dict[str, Curvature]:
         """What was measured so far, normalised by the scored items.
@@ -112,16 +111,31 @@ class Measurement:
         Raises:
             HoldfastError: a layer was never called, or no scored item depends on it.
         """
-        found = {}
-        for layer, sums in self.sums.items():
-            if any(statistic.sum is None for statistic in sums.values()):
-                raise HoldfastError(
-                    f"no scored item of the source depends on layer {layer!r}",
-                    causes=["the model does not use it for this loss", "the source never reaches it (an expert)"],
-                    remedy="leave this layer out of the targets, or pass source data that reaches it",
-                )
-            found[layer] = self.kind.from_sums(self.sizes[layer], sums, self.items)
-        return found
+        return finished(self.kind, self.sizes, self.sums, self.items)
+
+
+def finished(
+    kind: type[Curvature], sizes: Mapping[str, LayerSize], sums: Mapping[str, Mapping[str, Statistic]], items: int
+) -> dict[str, Curvature]:
+    """The curvatures that those sums make.
+
+    Raises:
+        HoldfastError: nothing was added to one of them.
+    """
+    found = {}
+    for layer, own in sums.items():
+        if any(statistic.sum is None for statistic in own.values()):
+            raise HoldfastError(
+                f"no scored item of the source depends on layer {layer!r}",
+                causes=[
+                    "the model does not use it for this loss",
+                    "the source never reaches it (an expert)",
+                    "checkpointing with use_reentrant=True keeps its gradient back",
+                ],
+                remedy="leave this layer out of the targets, or pass source data that reaches it",
+            )
+        found[layer] = kind.from_sums(sizes[layer], own, items)
+    return found
 
 
 def _hidden(error: GradientsHiddenError) -> HoldfastError:
@@ -132,6 +146,9 @@ def _hidden(error: GradientsHiddenError) -> HoldfastError:
     )
 
 
-def _tensors(batch: Any) -> list[Tensor]:
+def digest(known: Any, batch: Any) -> None:
+    """Add a batch's tensors to a hash."""
     values = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, (tuple, list)) else [batch]
-    return [v for v in values if isinstance(v, Tensor) and v.dtype != torch.bfloat16]
+    for tensor in values:
+        if isinstance(tensor, Tensor) and tensor.dtype != torch.bfloat16:
+            known.update(tensor.detach().cpu().contiguous().numpy().tobytes())

@@ -1,6 +1,6 @@
 """The model as it was pre-trained, for a while: adapters off, eval mode, everything restored afterwards."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -18,9 +18,30 @@ def at_anchor(model: nn.Module) -> Iterator[None]:
     Training modes, gradient flags, adapter state and random states are restored. Raises HoldfastError for adapters
     that are merged or whose initialisation changed the base weights.
     """
+    with _still(model), adapters_off(model):
+        yield
+
+
+@contextmanager
+def at_start(model: nn.Module, moving: Iterable[nn.Parameter] = ()) -> Iterator[None]:
+    """The model with its adapters as they are, for measuring them: eval mode, only `moving` requires a gradient.
+
+    Everything is restored as after `at_anchor`. Raises HoldfastError for adapters that are merged: their own
+    parameters are then out of use.
+    """
+    check_unmerged(model, "their own parameters are out of use")
+    with _still(model):
+        for parameter in moving:
+            parameter.requires_grad_(True)
+        yield
+
+
+@contextmanager
+def _still(model: nn.Module) -> Iterator[None]:
+    """Eval mode and no gradients; modes, gradient flags and random states are restored."""
     flags = {parameter: parameter.requires_grad for parameter in model.parameters()}
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
-    with torch.random.fork_rng(devices), adapters_off(model), evaluating(model):
+    with torch.random.fork_rng(devices), evaluating(model):
         try:
             model.requires_grad_(False)
             yield
@@ -48,11 +69,7 @@ def adapters_off(model: nn.Module) -> Iterator[None]:
 
 def check_base(model: nn.Module) -> None:
     """Raise HoldfastError where the base weights under the adapters are not the pre-trained ones."""
-    if any(getattr(module, "merged", False) for module in model.modules() if hasattr(module, "base_layer")):
-        raise HoldfastError(
-            "adapters are merged into the base weights, so the pre-trained model is not there",
-            remedy="call model.unmerge_adapter() first",
-        )
+    check_unmerged(model, "the pre-trained model is not there")
     for config in getattr(model, "peft_config", {}).values():
         initial = str(getattr(config, "init_lora_weights", "")).lower()
         if initial.startswith(CHANGES_BASE):
@@ -61,6 +78,15 @@ def check_base(model: nn.Module) -> None:
                 "the pre-trained one",
                 remedy="use the model of before the adapter was injected, or the default initialisation",
             )
+
+
+def check_unmerged(model: nn.Module, consequence: str) -> None:
+    """Raise HoldfastError where adapters are merged into the base weights."""
+    if any(getattr(module, "merged", False) for module in model.modules() if hasattr(module, "base_layer")):
+        raise HoldfastError(
+            f"adapters are merged into the base weights, so {consequence}",
+            remedy="call model.unmerge_adapter() first",
+        )
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """Layer names: one name per layer, wrapped or not, and PEFT's grammar of targets over them."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 from torch import nn
@@ -60,20 +60,34 @@ def select(model: nn.Module, targets: Targets = ALL_LINEAR) -> dict[str, Any]:
         HoldfastError: when nothing matches; the message lists the closest names.
     """
     layers = base_layers(model)
-    if isinstance(targets, str) and targets.lower() == ALL_LINEAR:
-        head = output_layer(model)
-        linear = {n: m for n, m in layers.items() if isinstance(m, nn.Linear) or type(m).__name__ == "Conv1D"}
-        chosen = {n: m for n, m in linear.items() if m is not head}
-    elif isinstance(targets, str):
-        chosen = {n: m for n, m in layers.items() if _fullmatch(targets, n)}
+    if not (isinstance(targets, str) and targets.lower() == ALL_LINEAR):
+        chosen = matching(targets, layers)
+        return {name: module for name, module in layers.items() if name in chosen}
+    head = output_layer(model)
+    linear = {n: m for n, m in layers.items() if isinstance(m, nn.Linear) or type(m).__name__ == "Conv1D"}
+    found = {n: m for n, m in linear.items() if m is not head}
+    if not found:
+        raise _no_match([str(targets)], layers)
+    return found
+
+
+def matching(targets: Targets, names: Collection[str]) -> set[str]:
+    """The names that a regular expression matches as a whole, or that end in one of a list of endings.
+
+    Raises:
+        HoldfastError: when nothing matches, or an ending matches nothing; the message lists the closest names.
+    """
+    if isinstance(targets, str):
+        chosen, unmatched = {name for name in names if _fullmatch(targets, name)}, [targets]
     else:
         endings = list(targets)
-        chosen = {n: m for n, m in layers.items() if any(n == e or n.endswith(f".{e}") for e in endings)}
-        unmatched = [e for e in endings if not any(n == e or n.endswith(f".{e}") for n in layers)]
+        ends = {ending: {n for n in names if n == ending or n.endswith(f".{ending}")} for ending in endings}
+        chosen = set().union(*ends.values())
+        unmatched = [ending for ending, found in ends.items() if not found]
         if chosen and unmatched:
-            raise _no_match(unmatched, layers)
+            raise _no_match(unmatched, names)
     if not chosen:
-        raise _no_match([targets] if isinstance(targets, str) else list(targets), layers)
+        raise _no_match(unmatched, names)
     return chosen
 
 
@@ -84,7 +98,7 @@ def _fullmatch(pattern: str, name: str) -> bool:
         raise HoldfastError(f"targets {pattern!r} is not a regular expression: {error}") from error
 
 
-def _no_match(targets: list[str], layers: dict[str, Any]) -> HoldfastError:
+def _no_match(targets: list[str], layers: Collection[str]) -> HoldfastError:
     near = {target: closest(target, layers) for target in targets}
     hints = [f"{target!r} is close to: {names}" for target, names in near.items() if names]
     endings = sorted({name.rsplit(".", 1)[-1] for name in layers})

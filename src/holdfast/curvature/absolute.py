@@ -45,6 +45,7 @@ class Absolute(Curvature):
 
     kind = "absolute"
     paper = "AEWC, Bayesian PEFT, arXiv 2402.12220"
+    elementwise = True
     forecasts = False
     squares = False
 

@@ -21,6 +21,7 @@ class Curvature(ABC):
     paper: ClassVar[str]
     forecasts: ClassVar[bool] = True  # whether 1/2 <D, C D> is a forecast of the loss in nats
     squares: ClassVar[bool] = True  # whether its sums are of squared gradients: draws are weighted for those
+    elementwise: ClassVar[bool] = False  # whether C D = F * D with sums that a whole gradient makes as one row
     after: ClassVar["type[Curvature] | None"] = None  # measured in a pass of its own before this one
 
     @classmethod

@@ -51,6 +51,7 @@ class Diagonal(Curvature):
 
     kind = "diagonal"
     paper = "EWC, arXiv 1612.00796 eq. 3; Bayesian PEFT, arXiv 2402.12220"
+    elementwise = True
 
     def __init__(self, fisher: Tensor) -> None:
         self.fisher = fisher  # (out, in)

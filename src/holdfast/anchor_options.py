@@ -1,0 +1,54 @@
+"""What can be asked of an anchor's estimation, and what comes out of it: refused where it would mean nothing."""
+
+from typing import Any
+
+import torch
+
+from holdfast.curvature.curvature import Curvature
+from holdfast.errors import HoldfastError
+from holdfast.likelihood import FISHERS
+from holdfast.rows import PER
+
+
+def check_options(fisher: str, draws: int, per: str, fraction: float, source: Any, kind: type[Curvature]) -> None:
+    """Raise HoldfastError for options that are unknown or do not go together."""
+    if fisher not in FISHERS:
+        raise HoldfastError(f"fisher={fisher!r}", wanted=f"one of {', '.join(FISHERS)}")
+    if per not in PER:
+        raise HoldfastError(f"per={per!r}", wanted=f"one of {', '.join(PER)}")
+    if draws < 1 or (draws > 1 and fisher != "sampled"):
+        raise HoldfastError(f"draws={draws} with fisher={fisher!r}", wanted='1, or more with fisher="sampled"')
+    if per == "sequence" and fraction < 1:
+        raise HoldfastError(
+            "per='sequence' sums over all positions of a sequence, and fraction leaves some out",
+            remedy="leave fraction at 1, or use per='token'",
+        )
+    if not kind.squares and (draws > 1 or fraction < 1 or fisher == "exact"):
+        raise HoldfastError(
+            f"curvature {kind.kind!r} averages gradients without squaring them, and draws={draws}, "
+            f"fraction={fraction}, fisher={fisher!r} weigh them for squares",
+            wanted='draws=1, fraction=1 and fisher="sampled" or "data"',
+        )
+    if not 0 < fraction <= 1:
+        raise HoldfastError(f"fraction={fraction}", wanted="a share of the positions, above 0 and at most 1")
+    if kind.statistics() and source is None:
+        raise HoldfastError(
+            f"curvature {kind.kind!r} is measured on source data, and none was given",
+            remedy="pass batches of old data, text sampled from the model itself, or ask for curvature='identity'",
+        )
+    if not kind.statistics() and source is not None:
+        raise HoldfastError(
+            f"curvature {kind.kind!r} needs no source data, and some was given", remedy="leave the source out"
+        )
+
+
+def check_finite(curvatures: dict[str, Curvature]) -> None:
+    """Raise HoldfastError where a curvature holds NaN or infinity."""
+    for name, curvature in curvatures.items():
+        # Extremes carry NaN along: one pass over each tensor and nothing stored.
+        if not all(bool(torch.stack(t.aminmax()).isfinite().all()) for t in curvature.tensors().values()):
+            raise HoldfastError(
+                f"the curvature of layer {name!r} is not finite",
+                causes=["the model's activations overflow in float16", "the model's weights hold NaN"],
+                remedy="load the model in bfloat16 or float32",
+            )

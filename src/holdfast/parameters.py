@@ -1,0 +1,150 @@
+"""Sums over gradients of plain parameters, sequence by sequence: for what is no layer's weight.
+
+Prefixes, prompts, IA3's vectors, DoRA's magnitudes, biases: no rows of inputs and gradients make up their gradient,
+so it is taken whole, for one sequence at a time.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from holdfast.batches import to_device
+from holdfast.curvature.curvature import Curvature
+from holdfast.curvature.statistic import LayerSize, Reading, Statistic
+from holdfast.errors import HoldfastError
+from holdfast.layers import device_of
+from holdfast.likelihood import Items, LabelSampler, passes
+from holdfast.measurement import Sampling, digest, finished
+from holdfast.parts import Part
+from holdfast.rows import Per
+
+
+def needs_gradients(parts: Mapping[str, Part], kind: type[Curvature], per: Per) -> bool:
+    """Whether some part is no layer's weight, so that all are measured by whole gradients.
+
+    Raises:
+        HoldfastError: a curvature that needs a layer's rows, or that such gradients be squared per token.
+    """
+    plain = [name for name, part in parts.items() if part.kind is None]
+    if not plain or not kind.statistics():
+        return False
+    named = (
+        f"{', '.join(plain[:3])}{', ...' if len(plain) > 3 else ''}: no layer of a known kind has this as its weight"
+    )
+    if not kind.elementwise:
+        raise HoldfastError(
+            f"curvature {kind.kind!r} is made of a layer's inputs and output gradients. {named}",
+            wanted="an elementwise curvature where biases, vectors, prompts or embeddings' adapters are trained",
+            remedy="ask for curvature='diagonal' with per='sequence', or freeze these parameters",
+        )
+    if per != "sequence":
+        raise HoldfastError(
+            f"per={per!r} squares every position's own gradient. {named}, so it has a gradient per sequence only",
+            remedy="pass per='sequence'",
+        )
+    return True
+
+
+class ParameterMeasurement:
+    """As `holdfast.measurement.Measurement`, from `.grad`: sum over sequences of (sum over positions of dl/dw)^2.
+
+    The diagonal of the Fisher information itself: with sampled labels the scores of two positions are uncorrelated,
+    so squaring their sum and summing their squares agree in expectation; with one item to a sequence always. A
+    parameter's gradient is one row (1, n) of an input that is 1. The parameters must require a gradient.
+    """
+
+    def __init__(
+        self,
+        reader: Items,
+        parts: Mapping[str, Part],
+        sizes: Mapping[str, LayerSize],
+        kind: type[Curvature],
+        reading: Reading,
+        sampling: Sampling,
+        first: Mapping[str, Curvature] | None = None,
+    ) -> None:
+        assert first is None, "no curvature of plain parameters takes two passes"
+        self.reader, self.parts, self.sizes, self.kind, self.sampling = reader, parts, sizes, kind, sampling
+        self.device = device_of(reader.model)
+        self.items, self.batches = 0, 0
+        one_row = replace(reading, per="token")  # what is handed over is summed over its sequence already
+        self.sums: dict[str, dict[str, Statistic]] = {
+            part: {name: make(size, one_row) for name, make in kind.statistics().items()}
+            for part, size in sizes.items()
+        }
+        self.sampler = LabelSampler(sampling.seed)
+        self.digest = hashlib.sha256()
+
+    def add(self, batch: Any) -> None:
+        """One batch, a sequence at a time; `.grad` is as before afterwards."""
+        batch = to_device(batch, self.device)
+        kept = {part: self.parts[part].tensor.grad for part in self.parts}
+        try:
+            for sequence in sequences_of(batch):
+                self._add(sequence)
+        finally:
+            for part, gradient in kept.items():
+                self.parts[part].tensor.grad = gradient
+        self.batches += 1
+        digest(self.digest, batch)
+
+    def _add(self, sequence: Any) -> None:
+        self._forget()
+        with torch.enable_grad():
+            scored = self.reader.run(sequence)
+            for _ in passes(scored, self.sampling.fisher, self.sampler, self.sampling.draws):
+                self._take()
+        self.items += scored.items
+
+    def _take(self) -> None:
+        """Hand one pass's gradients to the sums."""
+        for name, part in self.parts.items():
+            if part.tensor.grad is not None:
+                gradient = part.matrix(part.tensor.grad).reshape(1, -1)
+                for statistic in self.sums[name].values():
+                    statistic.add(gradient, gradient.new_ones(1, 1))
+        self._forget()
+
+    def _forget(self) -> None:
+        for part in self.parts.values():
+            part.tensor.grad = None
+
+    def curvatures(self) -> dict[str, Curvature]:
+        """What was measured so far, normalised by the scored items.
+
+        Raises:
+            HoldfastError: no scored item depends on a parameter.
+        """
+        return finished(self.kind, self.sizes, self.sums, self.items)
+
+
+def sequences_of(batch: Any) -> list[Any]:
+    """A batch taken apart along the first dimension of its tensors: batches of one sequence each.
+
+    Raises:
+        HoldfastError: tensors of different first dimensions.
+    """
+    if isinstance(batch, Tensor):
+        return list(batch.split(1))
+    values = list(batch.values()) if isinstance(batch, Mapping) else list(batch)
+    counts = {len(value) for value in values if isinstance(value, Tensor) and value.dim()}
+    if len(counts) != 1:
+        raise HoldfastError(
+            f"a batch can't be taken apart into sequences: its tensors' first dimensions are {sorted(counts)}",
+            wanted="(batch, ...) in every tensor: gradients of plain parameters are taken sequence by sequence",
+            remedy="pass batches of one sequence each",
+        )
+    return [_at(batch, index) for index in range(counts.pop())]
+
+
+def _at(batch: Any, index: int) -> Any:
+    def one(value: Any) -> Any:
+        return value[index : index + 1] if isinstance(value, Tensor) and value.dim() else value
+
+    if isinstance(batch, Mapping):
+        return {name: one(value) for name, value in batch.items()}
+    return type(batch)(one(value) for value in batch)

@@ -1,0 +1,115 @@
+"""What curvature is measured of, one part for each parameter: base layers' weights, or what an adapter trains."""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+from holdfast.curvature.statistic import LayerSize
+from holdfast.errors import HoldfastError
+from holdfast.layers import LayerKind, is_embedding, kind_of, require_kind
+from holdfast.targets import ALL_LINEAR, Targets, base_layers, canonical, matching, select
+
+Space = Literal["weights", "adapter"]
+SPACES: tuple[Space, ...] = ("weights", "adapter")
+PROMPT = "prompt_encoder"  # where PEFT's prompt methods keep their layers, which do not see the batch's rows
+
+
+@dataclass(frozen=True)
+class Part:
+    """One parameter as a matrix: (out, in) where it is a layer's weight, (1, n) where it is anything else."""
+
+    module: Any
+    parameter: str  # its name in the module
+    kind: LayerKind | None  # None: it is no layer's weight
+
+    @property
+    def tensor(self) -> Any:
+        """The parameter, live: a Trainer may have put another in its place."""
+        return getattr(self.module, self.parameter)
+
+    def matrix(self, tensor: Tensor) -> Tensor:
+        """View a tensor of the parameter's own shape as a matrix."""
+        return tensor.reshape(1, -1) if self.kind is None else self.kind.matrix(self.module, tensor)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """The matrix's shape."""
+        return (1, self.tensor.numel()) if self.kind is None else self.kind.size(self.module)
+
+    @property
+    def indexed(self) -> bool:
+        """Whether input rows are indices instead of vectors."""
+        return self.kind is not None and is_embedding(self.kind)
+
+
+def select_parts(model: nn.Module, targets: Targets, space: Space) -> dict[str, Part]:
+    """Canonical name -> what is measured.
+
+    In the space of the weights, the layers that `targets` names. In the adapter's, what the model trains: weights of
+    the adapter's own layers ("...q_proj.lora_A.default"), and parameters that are no layer's weight
+    ("...q_proj.ia3_l.default"). "all-linear" is then all of it; other targets name adapted layers, or parts.
+
+    Raises:
+        HoldfastError: nothing matches, nothing is trained, or everything is, so that there is no adapter.
+    """
+    if space not in SPACES:
+        raise HoldfastError(f"space={space!r}", wanted=f"one of {', '.join(SPACES)}")
+    if space == "weights":
+        return {n: Part(m, "weight", require_kind(n, m)) for n, m in select(model, targets).items()}
+    _check_adapter(model)
+    trained = {name: part for name, part in parts_in(model, space).items() if part.tensor.requires_grad}
+    if isinstance(targets, str) and targets.lower() == ALL_LINEAR:
+        return trained
+    owners = [canonical(n) for n, m in model.named_modules() if hasattr(m, "base_layer")]
+    known = {name: {name, *(owner for owner in owners if name.startswith(f"{owner}."))} for name in trained}
+    chosen = matching(targets, set().union(*known.values()))
+    return {name: part for name, part in trained.items() if chosen & known[name]}
+
+
+def parts_in(model: nn.Module, space: Space) -> dict[str, Part]:
+    """Canonical name -> part for all that an anchor's names may mean, trained or not."""
+    if space == "weights":
+        return {name: Part(module, "weight", kind_of(module)) for name, module in base_layers(model).items()}
+    modules = dict(model.named_modules())
+    holders = Counter(id(p) for module in modules.values() for p in module.parameters(recurse=False))
+    found: dict[str, Part] = {}
+    for path, module in modules.items():
+        for own, parameter in module.named_parameters(recurse=False):
+            alone = holders[id(parameter)] == 1  # else no module sees all of its gradient
+            whole = own == "weight" and alone and PROMPT not in path.split(".")
+            kind = kind_of(module) if whole else None
+            found[canonical(path if kind is not None else f"{path}.{own}".removeprefix("."))] = Part(module, own, kind)
+    return found
+
+
+def sizes_of(parts: Mapping[str, Part], *, flat: bool) -> dict[str, LayerSize]:
+    """What statistics need to know of each part; `flat`: all of them as (1, n)."""
+    if flat:
+        return {name: LayerSize(1, part.tensor.numel()) for name, part in parts.items()}
+    return {name: LayerSize(*part.size, indexed=part.indexed) for name, part in parts.items()}
+
+
+def frozen_under(model: nn.Module, parts: Mapping[str, Part]) -> dict[str, Tensor]:
+    """Layer name -> weight of the base model that the parts were measured on, each weight once."""
+    trained = {id(part.module) for part in parts.values()}
+    layers = {name: module for name, module in base_layers(model).items() if id(module) not in trained}
+    once = {id(module.weight): name for name, module in reversed(layers.items())}
+    return {name: layers[name].weight for name in reversed(once.values())}
+
+
+def _check_adapter(model: nn.Module) -> None:
+    flags = [parameter.requires_grad for parameter in model.parameters()]
+    if all(flags) and not hasattr(model, "peft_config"):
+        raise HoldfastError(
+            "space='adapter' measures what is trained, and this model has no adapter: nothing in it is frozen",
+            remedy="wrap it with peft.get_peft_model first, freeze its base, or measure space='weights'",
+        )
+    if not any(flags):
+        raise HoldfastError(
+            "space='adapter' measures what is trained, and no parameter of this model is",
+            causes=["the adapter is switched off", "it was loaded for inference (is_trainable=False)"],
+            remedy="make the adapter trainable: PeftModel.from_pretrained(..., is_trainable=True)",
+        )
