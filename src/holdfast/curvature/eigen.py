@@ -10,7 +10,7 @@ from holdfast.curvature.diagonal import Diagonal, SquaredProducts
 from holdfast.curvature.kronecker import Kronecker
 from holdfast.curvature.statistic import LayerSize, Statistic
 from holdfast.errors import HoldfastError
-from holdfast.factors.factor import Rotation
+from holdfast.factors.rotation import Rotation, turned, turned_back
 
 
 class RotatedSquares(SquaredProducts):
@@ -45,8 +45,9 @@ class Eigen(Curvature):
     is measured in a second one with the same drawn labels. L is the Fisher's own diagonal in that basis, where
     Kronecker has the outer product of its eigenvalues: the best positive diagonal in Frobenius norm, so never further
     from the Fisher of the layer than Kronecker. Exact where gradients and inputs are independent (it is then
-    Kronecker) and where the Fisher is diagonal in the basis. A side without eigenvectors (an embedding's inputs, wide
-    factors that are not stored in full) is left as it is.
+    Kronecker) and where the Fisher is diagonal in the basis. Sides stored in blocks
+    turn within them; a side without eigenvectors (an embedding's inputs, diagonal and low-rank factors) is left as it
+    is.
     """
 
     kind = "eigen"
@@ -55,7 +56,8 @@ class Eigen(Curvature):
 
     def __init__(self, moments: Tensor, inputs: Tensor | None, gradients: Tensor | None) -> None:
         self.moments = moments  # L: (out, in)
-        self.inputs, self.gradients = inputs, gradients  # U_S (in, in), U_G (out, out); None leaves a side as it is
+        # U_S (in, in) and U_G (out, out), or their blocks (`holdfast.factors.rotation`); None leaves a side as it is.
+        self.inputs, self.gradients = inputs, gradients
 
     @classmethod
     def statistics(cls) -> dict[str, type[Statistic]]:
@@ -106,9 +108,9 @@ class Eigen(Curvature):
 
 def _turn(rows: Tensor, basis: Tensor | None) -> Tensor:
     """rows @ basis, (n, d) -> (n, d): into the basis."""
-    return rows if basis is None else rows @ basis
+    return rows if basis is None else turned(rows, basis)
 
 
 def _turn_back(rows: Tensor, basis: Tensor | None) -> Tensor:
     """rows @ basis^T, (n, d) -> (n, d): out of the basis."""
-    return rows if basis is None else rows @ basis.T
+    return rows if basis is None else turned_back(rows, basis)

@@ -7,7 +7,8 @@ from functools import cache
 
 from torch import Tensor
 
-from holdfast.factors.factor import Factor
+from holdfast.errors import HoldfastError, closest
+from holdfast.factors.factor import Factor, Storage
 
 
 @cache
@@ -28,3 +29,21 @@ def from_tensors(tensors: dict[str, Tensor]) -> Factor:
         KeyError: when no structure is called so.
     """
     return structures()[next(iter(tensors)).partition(".")[0]].from_tensors(tensors)
+
+
+def storage(name: str) -> Storage:
+    """The storage of that name: "full", "diagonal", "blocks:1024", "low-rank:256".
+
+    Raises:
+        HoldfastError: an unknown structure, a number where none belongs, or none where one does.
+    """
+    structure, _, option = name.partition(":")
+    found = structures().get(structure)
+    if found is None or bool(option) != found.takes_option or (option and not (option.isdecimal() and int(option))):
+        near = closest(structure, structures())
+        raise HoldfastError(
+            f"{name!r} is no storage of a factor",
+            wanted=", ".join(f"{n}:N" if s.takes_option else n for n, s in sorted(structures().items())),
+            remedy=f"did you mean {near}?" if found is None and near else "",
+        )
+    return Storage(found, int(option or 0))

@@ -8,6 +8,8 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
+from holdfast.factors.rotation import Rotation
+
 
 def accumulator_dtype(like: Tensor) -> torch.dtype:
     """Sums are float32, or float64 where the rows are; counts of indices are float64, exact up to 2^53."""
@@ -21,6 +23,7 @@ class Factor(ABC):
     """
 
     structure: ClassVar[str]
+    takes_option: ClassVar[bool] = False  # whether a number belongs to its name
 
     @classmethod
     @abstractmethod
@@ -40,7 +43,17 @@ class Factor(ABC):
     @staticmethod
     @abstractmethod
     def numbers(width: int, option: int) -> int:
-        """How many numbers M takes in memory."""
+        """How many numbers M takes in memory, and its running sum too."""
+
+    @classmethod
+    def stored(cls, width: int, option: int) -> int:
+        """How many numbers M takes in a file (`holdfast.packing`)."""
+        return cls.numbers(width, option)
+
+    @staticmethod
+    def turning(width: int, option: int) -> int:
+        """How many numbers its `rotation` takes; 0 where there is none."""
+        return 0
 
     @abstractmethod
     def times(self, rows: Tensor) -> Tensor:
@@ -48,10 +61,17 @@ class Factor(ABC):
 
     @abstractmethod
     def diagonal(self) -> Tensor:
-        """The diagonal of M, (d,), exact in every structure."""
+        """The diagonal of the summed second moment, (d,), exact in every structure."""
 
-    def rotation(self) -> "Rotation | None":
+    def rotation(self) -> Rotation | None:
         """The orthogonal matrix whose columns are M's eigenvectors; None where M's structure has none at hand."""
+        return None
+
+    def captured(self) -> float | None:
+        """The share of the trace that M holds along directions of its own instead of single coordinates.
+
+        Measured on M itself, for structures that leave directions out; None for those of which the trace says nothing.
+        """
         return None
 
     @classmethod
@@ -85,26 +105,3 @@ class Storage:
     def name(self) -> str:
         """As users write it: "full", "low-rank:256"."""
         return f"{self.structure.structure}:{self.option}" if self.option else self.structure.structure
-
-
-class Rotation:
-    """Rows in the coordinates of an orthogonal basis, (n, d) -> (n, d); the last answer is kept.
-
-    Layers that read the same tensor ask one after another.
-    """
-
-    def __init__(self, basis: Tensor) -> None:
-        self.basis = basis  # (d, d), a column for each new coordinate
-        self._key: tuple[object, ...] = ()
-        self._kept: tuple[Tensor, Tensor] | None = None  # the rows too: nobody else may take their address
-
-    def of(self, rows: Tensor) -> Tensor:
-        """rows @ basis."""
-        key = (rows.data_ptr(), rows.shape, rows.stride(), rows.dtype, rows._version)
-        if self._kept is None or key != self._key:
-            self._key, self._kept = key, (rows, rows @ self.basis.to(rows))
-        return self._kept[1]
-
-    def forget(self) -> None:
-        """Let go of the last answer."""
-        self._key, self._kept = (), None

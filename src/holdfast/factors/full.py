@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from holdfast.factors.factor import Factor, Rotation, accumulator_dtype
+from holdfast.factors.factor import Factor, accumulator_dtype
+from holdfast.factors.rotation import Rotation
 
 STRIPS = 16  # block rows of a symmetric sum: only [i, i:] is multiplied, 17/32 of the work
 NARROWEST = {"cpu": 64}  # rows of a strip below which the products run slower than the work they save
@@ -29,6 +30,9 @@ class Full(Factor):
 
     @classmethod
     def accumulate(cls, total: Tensor, rows: Tensor, option: int) -> None:
+        if not rows.is_floating_point():
+            total.diagonal().add_(torch.bincount(rows, minlength=total.shape[0]))
+            return
         for start, stop in _strips(total):
             left, block = rows[:, start:stop], total[start:stop, start:]
             if rows.dtype == total.dtype:
@@ -47,6 +51,14 @@ class Full(Factor):
 
     @staticmethod
     def numbers(width: int, option: int) -> int:
+        return width * width
+
+    @classmethod
+    def stored(cls, width: int, option: int) -> int:
+        return width * (width + 1) // 2
+
+    @staticmethod
+    def turning(width: int, option: int) -> int:
         return width * width
 
     def times(self, rows: Tensor) -> Tensor:
