@@ -10,36 +10,42 @@ from holdfast.anchor import Anchor
 from holdfast.curvature.curvature import Coupled, Curvature
 from holdfast.errors import HoldfastError
 from holdfast.layers import device_of
+from holdfast.parts import Part, parts_in
 from holdfast.penalties.since import readers_since
-from holdfast.shifts.shift import Shift
-from holdfast.targets import base_layers
+from holdfast.shifts.shift import Form, Shift
 
 BETWEEN = "between layers"  # in `Prices.per_layer`: what a coupled curvature adds to its layers' own prices
 
 
 class _Form(torch.autograd.Function):
-    """q = <D, C D> as a function of the shift's parts, with the gradient written down.
+    """<D, C D> as a function of the shift's parts, with the gradient written down.
 
     Autograd over the same products would multiply by the symmetric factors once more.
     """
 
     @staticmethod
-    def forward(ctx: Any, shift: Shift, curvature: Curvature, *parts: Tensor) -> Tensor:
-        products = shift.products(curvature)
+    def forward(ctx: Any, shift: Shift, form: Form, degree: int, *parts: Tensor) -> Tensor:
+        products = shift.products(form)
+        ctx.degree = degree
         ctx.save_for_backward(*products)
         return (parts[0] * products[0]).sum()
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        return None, None, *(2 * upstream * product for product in ctx.saved_tensors)
+        return None, None, None, *(ctx.degree * upstream * product for product in ctx.saved_tensors)
 
 
 def quadratic_form(shift: Shift, curvature: Curvature) -> Tensor:
     """<D, C D>, 0-d, differentiable once in the shift's parts; D itself is not formed where C has a thin form."""
-    if shift.shape != curvature.shape:
-        raise HoldfastError(f"a shift of shape {shift.shape} meets a curvature of shape {curvature.shape}")
-    return _Form.apply(shift, curvature, *shift.parts)
+    return homogeneous_form(shift, curvature, curvature.shape, degree=2)
+
+
+def homogeneous_form(shift: Shift, form: Form, shape: tuple[int, int], *, degree: int) -> Tensor:
+    """<D, C D>, 0-d, of that degree in D, where C D is 1/degree of its gradient; differentiable once."""
+    if shift.shape != shape:
+        raise HoldfastError(f"a shift of shape {shift.shape} meets a curvature of shape {shape}")
+    return _Form.apply(shift, form, degree, *shift.parts)
 
 
 class Prices:
@@ -62,13 +68,17 @@ class Prices:
         if self._device == device_of(self.model):
             return
         self._device = device_of(self.model)
-        self.curvatures = _placed(self.model, self.curvatures)
+        self.curvatures = _placed(parts_in(self.model, self.anchor.space), self.curvatures)
         self._damped = {name: c.damped(self.damping) for name, c in self.curvatures.items()}
+
+    def beside_weights(self, *, damped: bool = True) -> dict[str, Curvature]:
+        """Layer name -> its curvature, on the layer's present device."""
+        self._follow_model()
+        return self._damped if damped else self.curvatures
 
     def form(self, *, damped: bool = True) -> Tensor:
         """q, summed over layers, and between them where the curvature couples them: 0-d, differentiable."""
-        self._follow_model()
-        curvatures = self._damped if damped else self.curvatures
+        curvatures = self.beside_weights(damped=damped)
         kind: Any = type(next(iter(curvatures.values())))
         if issubclass(kind, Coupled):
             return kind.joint(curvatures, {name: self.readers[name]() for name in curvatures})
@@ -111,13 +121,12 @@ def _leaves(shift: Shift) -> list[Tensor]:
     return found
 
 
-def _placed(model: nn.Module, curvatures: dict[str, Curvature]) -> dict[str, Curvature]:
+def _placed(parts: Mapping[str, Part], curvatures: dict[str, Curvature]) -> dict[str, Curvature]:
     """Each curvature on its layer's device, in the model's precision but at least float32; shared tensors stay so."""
-    layers = base_layers(model)
     moved: dict[tuple[int, torch.device, torch.dtype], Tensor] = {}
     placed = {}
     for name, curvature in curvatures.items():
-        weight: Any = layers[name].weight
+        weight = parts[name].tensor
         dtype = torch.promote_types(weight.dtype if weight.is_floating_point() else torch.float32, torch.float32)
         tensors = {}
         for part, tensor in curvature.tensors().items():

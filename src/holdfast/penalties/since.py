@@ -9,20 +9,25 @@ from torch import nn
 from holdfast.anchor import Anchor
 from holdfast.errors import HoldfastError
 from holdfast.layers import require_kind
+from holdfast.parts import Part, parts_in, select_parts
+from holdfast.shifts.dense import Dense
 from holdfast.shifts.low_rank import LowRank
 from holdfast.shifts.read import Kept, active_of, effective, factors, has_magnitude, readers
 from holdfast.shifts.shift import Shift
-from holdfast.targets import base_layers, canonical
+from holdfast.targets import ALL_LINEAR, base_layers, canonical
 
 
 def readers_since(model: nn.Module, anchor: Anchor) -> dict[str, Callable[[], Shift]]:
     """Layer name -> a function that reads its shift since the anchor.
 
-    Call it when the model stands at its start: adapters injected, nothing trained, resumed weights not yet loaded.
+    Call it when the model stands at its start: adapters injected, nothing trained, resumed weights not yet loaded. For
+    an anchor of the adapter's own parameters, these are the layers, and their shifts are dense.
 
     Raises:
         HoldfastError: an anchor of another model, an adapted layer without curvature, or nothing in common.
     """
+    if anchor.space == "adapter":
+        return _parts_since(model, anchor)
     adapted = {canonical(n): m for n, m in model.named_modules() if hasattr(m, "lora_A") and hasattr(m, "base_layer")}
     if not adapted and not any(hasattr(m, "base_layer") for m in model.modules()):
         anchor.check(model)
@@ -34,6 +39,19 @@ def readers_since(model: nn.Module, anchor: Anchor) -> dict[str, Callable[[], Sh
         found = {n: _since(n, adapted[n], found[n], anchor) if n in anchor.weights else r for n, r in found.items()}
     _check_coverage(list(found), anchor)
     return found
+
+
+def _parts_since(model: nn.Module, anchor: Anchor) -> dict[str, Callable[[], Shift]]:
+    """Part name -> a reader of theta - theta_0, theta_0 the adapter's parameters as they are now."""
+    anchor.check(model)
+    _check_coverage(list(select_parts(model, ALL_LINEAR, anchor.space)), anchor)
+    parts = parts_in(model, anchor.space)
+    return {name: _part_reader(parts[name], curvature.shape) for name, curvature in anchor.curvatures.items()}
+
+
+def _part_reader(part: Part, shape: tuple[int, int]) -> Callable[[], Shift]:
+    kept = Kept(part.tensor.detach().clone())
+    return lambda: Dense(part.matrix(part.tensor - kept.beside(part.tensor)).reshape(shape))
 
 
 def _since(name: str, layer: Any, plain: Callable[[], Shift], anchor: Anchor) -> Callable[[], Shift]:
