@@ -95,6 +95,8 @@ def test_a_matrix_that_is_not_positive_has_no_root() -> None:
         ("inputs.full", (1, 1), torch.float32, ("plain", "plain", "plain")),
         ("inputs.full", (2, 2), torch.float32, ("triangle", "triangle", "root")),
         ("fisher", (20, 30), torch.float64, ("plain", "plain", "rounded")),
+        ("inputs.low-rank", (30, 4), torch.float32, ("plain", "plain", "rounded")),
+        ("inputs.low-rank.diagonal", (30,), torch.float32, ("plain", "plain", "plain")),
         ("rows", (1,), torch.float64, ("plain", "plain", "plain")),
         ("inputs.diagonal", (20,), torch.int64, ("plain", "plain", "plain")),
     ],

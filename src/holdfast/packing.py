@@ -12,7 +12,7 @@ from holdfast.errors import HoldfastError
 
 FLOATS = (torch.float64, torch.float32)
 SQUARE = ("full", "blocks")  # last part of the names of tensors of symmetric matrices, (..., d, d)
-EXACT_BELOW = 16  # tensors of fewer numbers, counts and scales among them, are never rounded
+EXACT_BELOW = 16  # tensors of fewer numbers, counts and scales among them, are never rounded; nor are vectors
 STRIP = 512  # rows worked on at once
 SHRINK = (2**-20, 2**-17, 2**-14, 2**-11)  # of what is off the diagonal, until Cholesky's method goes through
 
@@ -41,7 +41,7 @@ def form_of(name: str, tensor: Tensor, dtype: torch.dtype | None) -> str:
     if tensor.dtype not in FLOATS or (tensor.numel() < EXACT_BELOW and not square):
         return "plain"
     if dtype is torch.bfloat16:
-        return "root" if square else "rounded"
+        return "root" if square else "rounded" if tensor.dim() > 1 else "plain"
     return "triangle" if square else "plain"
 
 

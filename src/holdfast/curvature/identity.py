@@ -51,7 +51,8 @@ class Identity(Curvature):
 
     @classmethod
     def merged(cls, parts: Sequence[Self], shares: Sequence[float]) -> Self:
-        return cls(parts[0].size, parts[0].scale)
+        scales = [share * part.scale for part, share in zip(parts, shares, strict=True)]
+        return cls(parts[0].size, torch.stack(scales).sum(dim=0))
 
     def tensors(self) -> dict[str, Tensor]:
         return {"size": self.size, "scale": self.scale}
