@@ -32,6 +32,7 @@ from holdfast.likelihoods.gaussian import Gaussian
 from holdfast.likelihoods.likelihood import Likelihood
 
 DRAWS = 20_000
+BFLOAT16 = 2**-5  # outputs rounded to 8 bits, then exponentiated
 STANDARD_ERRORS = 4.5  # the largest of some hundred entries
 Make = Callable[[Tensor], Likelihood]
 
@@ -218,3 +219,13 @@ def test_drawn_gradients_of_ctc_have_the_expectation() -> None:
 def test_bad_input_is_refused(wrong: Any, message: str) -> None:
     with pytest.raises(HoldfastError, match=message):
         wrong()
+
+
+@each
+def test_low_precision_outputs_get_gradients_of_their_own(make: Make) -> None:
+    exact = made(make)
+    near = make(exact.outputs.detach().reshape(SHAPES[make]).to(torch.bfloat16))
+    assert_close(near.data_gradient().double(), exact.data_gradient(), rtol=BFLOAT16, atol=BFLOAT16)
+    assert_close(near.loss().double(), exact.loss(), rtol=BFLOAT16, atol=BFLOAT16)
+    assert {g.dtype for g in near.drawn_gradients(uniforms(), 2)} == {torch.bfloat16}
+    assert_close(near.divergence(near.answers()).double(), torch.zeros((), dtype=torch.float64), rtol=0, atol=1e-6)

@@ -13,6 +13,7 @@ from laws import EXACT
 from networks import NETWORKS, Batch, Network
 from torch import Tensor, nn
 from torch.testing import assert_close
+from transformers import T5Config, T5ForConditionalGeneration
 
 from holdfast.errors import HoldfastError
 from holdfast.likelihood import Fisher, Items, LabelSampler, Scored, passes, summed_loss
@@ -222,3 +223,9 @@ def test_without_items_there_is_no_pass() -> None:
     nothing = Scored(Categorical(torch.zeros(2, 3, requires_grad=True), torch.tensor([-100, -100])))
     for fisher in ("data", "sampled", "exact"):
         assert list(passes(nothing, fisher, LabelSampler(0), 2)) == []
+
+
+def test_sequence_to_sequence_models_are_refused() -> None:
+    config = T5Config(vocab_size=9, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2)
+    with pytest.raises(HoldfastError, match="writes another"):
+        Items(T5ForConditionalGeneration(config))

@@ -87,9 +87,11 @@ class Anchor:
             dtype: of the products that make the sums, torch.bfloat16 for instance; sums stay in float32.
             fraction: the share of positions whose rows enter the sums, drawn at random per batch.
             batch_size: for a `datasets.Dataset`.
-            forward_loss: `f(model, batch)` returning (logits, labels) or (summed loss, items). Positions that its
-                labels leave out (-100) are left out of sums over inputs where the batch's "attention_mask" is 0.
-            item: what one scored item is, for reports; None: "token" or "example", as the labels have it.
+            forward_loss: `f(model, batch)` returning (logits, labels), (outputs, float targets) for normal noise of
+                variance 1, one of `holdfast.likelihoods`, or (summed loss, items), of which nothing is forecast in
+                nats. Positions that its labels leave out (-100) are left out of sums over inputs where the batch's
+                "attention_mask" is 0.
+            item: what one scored item is, for reports; None: "token", "example" or "utterance", as the head has it.
             seed: of the drawn labels and positions.
             progress: show a progress bar.
 

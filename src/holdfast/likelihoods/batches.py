@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from holdfast.likelihoods.likelihood import IGNORED
+from holdfast.likelihoods.likelihood import IGNORED, unlabelled
 
 INPUTS = ("input_ids", "input_values", "input_features", "pixel_values", "inputs_embeds")
 PER_POSITION = ("ForTokenClassification", "ForMaskedLM")  # transformers' names of losses with a label per position
@@ -21,6 +21,8 @@ def scored_mask(batch: Mapping[str, Tensor], *, shifted: bool) -> tuple[Tensor, 
     labels = batch.get("labels")
     mask = batch.get("attention_mask")
     if labels is None:
+        if "input_ids" not in batch:
+            raise unlabelled()
         labels = batch["input_ids"]
         if mask is not None:
             labels = labels.masked_fill(mask == 0, IGNORED)
@@ -66,6 +68,14 @@ def is_causal(model: nn.Module) -> bool:
 def is_ctc(model: nn.Module) -> bool:
     """Whether it is one of transformers' speech recognisers with a CTC head."""
     return "ForCTC" in type(bare(model)).__name__
+
+
+def is_sequence_to_sequence(model: nn.Module) -> bool:
+    """Whether it writes with a decoder what it reads with an encoder: two lengths in one batch."""
+    model = bare(model)
+    config: Any = getattr(model, "config", None)
+    embeddings = getattr(model, "get_output_embeddings", lambda: None)
+    return bool(getattr(config, "is_encoder_decoder", False)) and embeddings() is not None
 
 
 def is_headless(model: nn.Module) -> bool:

@@ -19,6 +19,7 @@ from holdfast.likelihoods.batches import (
     is_causal,
     is_ctc,
     is_example_labels,
+    is_sequence_to_sequence,
     main_input,
     scored_examples,
     scored_mask,
@@ -57,6 +58,11 @@ class Items:
                 wanted="forward_loss(model, batch) returning (logits, labels), (outputs, targets), a likelihood, or "
                 "(summed loss, number of items)",
                 remedy="pass forward_loss=...",
+            )
+        if forward_loss is None and is_sequence_to_sequence(model):
+            raise HoldfastError(
+                f"{type(bare(model)).__name__} reads one sequence and writes another; one mask can't tell both",
+                remedy="pass forward_loss=..., which returns the decoder's (logits, labels)",
             )
         self.model, self.forward_loss = model, forward_loss
         self.shifted = forward_loss is None and is_causal(model)
