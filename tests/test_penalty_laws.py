@@ -27,8 +27,9 @@ def make(name: str, model: nn.Module, network: Network, strength: float = STRENG
     made = catalogue.find("penalty", name)
     parameters = inspect.signature(made).parameters
     given: dict[str, Any] = {"model": model}
+    needs = getattr(made, "needs", None)  # the one curvature that it can use
     known = {
-        "anchor": lambda: anchor_of(network.name, "kronecker"),
+        "anchor": lambda: anchor_of(network.name, "kronecker" if needs is None else needs.kind),
         "source": lambda: network.batches(2),
         "strength": lambda: strength,
         "weight": lambda: strength,

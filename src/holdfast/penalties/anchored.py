@@ -2,11 +2,13 @@
 
 import warnings
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from holdfast.anchor import Anchor
+from holdfast.curvature.curvature import Curvature
 from holdfast.errors import HoldfastError
 from holdfast.penalties.prices import Prices
 from holdfast.penalties.regularizer import Regularizer
@@ -24,8 +26,11 @@ class Anchored(Regularizer):
         weights: how much each anchor counts; None: 1 each.
 
     Raises:
-        HoldfastError: an anchor of another model, an adapted layer without curvature, or nothing in common.
+        HoldfastError: an anchor of another model or of a curvature that the penalty can't use, an adapted layer
+            without curvature, or nothing in common.
     """
+
+    needs: ClassVar[type[Curvature] | None] = None  # the only curvature that it can price shifts by
 
     def __init__(
         self,
@@ -45,9 +50,20 @@ class Anchored(Regularizer):
             raise HoldfastError(f"{len(self.weights)} weights for {len(self.anchors)} anchors", wanted="one for each")
         for weight in self.weights:
             check_number("weights", weight)
+        for one in self.anchors:
+            self._check_kind(one)
         self.prices = [Prices(model, one, damping) for one in self.anchors]
         self._value: float | Tensor = 0.0
         self._warn_of_unpriced()
+
+    def _check_kind(self, anchor: Anchor) -> None:
+        needs = self.needs
+        if needs is not None and not all(isinstance(curvature, needs) for curvature in anchor.curvatures.values()):
+            raise HoldfastError(
+                f"the {self.name} penalty can't use an anchor of curvature {anchor.kind!r}",
+                wanted=f"one estimated with curvature={needs.kind!r}",
+                remedy="estimate it so, or choose another penalty: holdfast methods lists them",
+            )
 
     def forms(self) -> Tensor:
         """sum over anchors of weight * q, damped: 0-d, differentiable."""

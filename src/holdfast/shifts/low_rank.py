@@ -30,9 +30,8 @@ class LowRank(Shift):
         return self.up, self.down
 
     def products(self, curvature: Form) -> tuple[Tensor, ...]:
-        for_up, for_down = curvature.thin(self.up, self.down)
-        squared = self.scale**2
-        return squared * for_up, squared * for_down
+        for_up, for_down = curvature.thin(self.scale * self.up, self.down)
+        return self.scale * for_up, for_down
 
     def matrix(self) -> Tensor:
         return self.scale * (self.up @ self.down)

@@ -7,10 +7,10 @@ from torch import Tensor
 
 
 class Form(Protocol):
-    """What a shift asks of a curvature (see `holdfast.curvature.curvature`)."""
+    """What a shift asks of a curvature (see `holdfast.curvature.curvature`): a map C, homogeneous of any degree."""
 
     def apply(self, delta: Tensor) -> Tensor:
-        """C D, (out, in)."""
+        """C D, (out, in): the gradient of <D, C D> over the degree of <D, C D>, 2 where C is linear."""
         ...
 
     def thin(self, up: Tensor, down: Tensor) -> tuple[Tensor, Tensor]:
@@ -33,7 +33,10 @@ class Shift(ABC):
 
     @abstractmethod
     def products(self, curvature: Form) -> tuple[Tensor, ...]:
-        """Half the gradient of <D, C D> with respect to each part; <part, product> = <D, C D> for each."""
+        """The gradient of <D, C D> with respect to each part, over the degree of <D, C D> in D (2 where C is linear).
+
+        <part, product> = <D, C D> for each.
+        """
 
     @abstractmethod
     def matrix(self) -> Tensor:
