@@ -11,7 +11,10 @@ from typing import ClassVar, Protocol, Self
 
 from torch import Tensor
 
-from holdfast.curvature.statistic import LayerSize, Statistic
+from holdfast.curvature.statistic import LayerSize, Reading, Statistic
+from holdfast.factors.amount import Amount
+
+LADDER = ("full", "low-rank:256", "low-rank:64", "low-rank:16", "diagonal")
 
 
 class Curvature(ABC):
@@ -22,6 +25,7 @@ class Curvature(ABC):
     forecasts: ClassVar[bool] = True  # whether 1/2 <D, C D> is a forecast of the loss in nats
     squares: ClassVar[bool] = True  # whether its sums are of squared gradients: draws are weighted for those
     elementwise: ClassVar[bool] = False  # whether C D = F * D with sums that a whole gradient makes as one row
+    ladder: ClassVar[tuple[str, ...]] = LADDER  # storages of its sides, from the best to the smallest
     after: ClassVar["type[Curvature] | None"] = None  # measured in a pass of its own before this one
 
     @classmethod
@@ -33,6 +37,15 @@ class Curvature(ABC):
     @abstractmethod
     def from_sums(cls, size: LayerSize, sums: Mapping[str, Statistic], items: int) -> Self:
         """Normalise the collected sums by the number of scored items."""
+
+    @classmethod
+    def numbers(cls, size: LayerSize, reading: Reading) -> dict[str, Amount]:
+        """Part -> how many numbers it takes, for a layer of that size; here: what the statistics sum."""
+        return {name: statistic.amount(size, reading) for name, statistic in cls.statistics().items()}
+
+    def captured(self) -> dict[str, float]:
+        """Side -> the share of its trace that a structure holds that leaves directions out (`Factor.captured`)."""
+        return {}
 
     @abstractmethod
     def apply(self, delta: Tensor) -> Tensor:

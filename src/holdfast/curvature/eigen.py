@@ -8,8 +8,9 @@ from torch import Tensor
 from holdfast.curvature.curvature import Curvature
 from holdfast.curvature.diagonal import Diagonal, SquaredProducts
 from holdfast.curvature.kronecker import Kronecker
-from holdfast.curvature.statistic import LayerSize, Statistic
+from holdfast.curvature.statistic import LayerSize, Reading, Statistic
 from holdfast.errors import HoldfastError
+from holdfast.factors.amount import Amount
 from holdfast.factors.rotation import Rotation, turned, turned_back
 
 
@@ -53,6 +54,7 @@ class Eigen(Curvature):
     kind = "eigen"
     paper = "EKFAC, arXiv 1806.03884; Bayesian PEFT, arXiv 2402.12220"
     after = Kronecker
+    ladder = ("full", "blocks:2048", "blocks:512", "blocks:128", "diagonal")  # a low rank has no basis to turn to
 
     def __init__(self, moments: Tensor, inputs: Tensor | None, gradients: Tensor | None) -> None:
         self.moments = moments  # L: (out, in)
@@ -69,6 +71,15 @@ class Eigen(Curvature):
         assert isinstance(squares, RotatedSquares)
         inputs, gradients = (None if turn is None else turn.basis for turn in squares.rotations())
         return cls(squares.result() / items, inputs, gradients)
+
+    @classmethod
+    def numbers(cls, size: LayerSize, reading: Reading) -> dict[str, Amount]:
+        turning = {"inputs": size.inputs.turning(size.inn), "gradients": size.gradients.turning(size.out)}
+        bases = {
+            side: Amount(factor.used + turning[side], turning[side], turning[side], factor.shared)
+            for side, factor in Kronecker.numbers(size, reading).items()  # there while the moments are measured
+        }
+        return super().numbers(size, reading) | bases
 
     def apply(self, delta: Tensor) -> Tensor:
         turned = _turn(_turn(delta, self.inputs).T, self.gradients).T  # U_G^T D U_S

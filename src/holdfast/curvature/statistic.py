@@ -9,7 +9,9 @@ from typing import Any, ClassVar, Literal, Self
 import torch
 from torch import Tensor
 
+from holdfast.curvature import offload
 from holdfast.errors import HoldfastError
+from holdfast.factors.amount import Amount
 from holdfast.factors.diagonal import Diagonal as DiagonalFactor
 from holdfast.factors.factor import Factor, Storage
 from holdfast.factors.full import Full
@@ -54,14 +56,15 @@ class Reading:
         per: "token" takes every row as an example of its own; "sequence" sums over a sequence before squaring.
         keep: how many examples a curvature of stored samples keeps.
         seed: of which they are.
-        offload: where running sums are kept: None beside the rows, "cpu", or "disk" (memory-mapped).
+        offload: where running sums are kept: None beside the rows, "cpu", or "disk" (files mapped into memory).
+            Products are made where the rows are; on an accelerator each layer's is then moved, batch by batch.
     """
 
     dtype: torch.dtype | None = None
     per: Per = "token"
     keep: int = 256
     seed: int = 0
-    offload: Literal["cpu", "disk"] | None = None
+    offload: offload.Place | None = None
 
 
 class Statistic(ABC):
@@ -94,10 +97,11 @@ class Statistic(ABC):
         """Add the contribution of some rows."""
         rows = tuple(self._cast(r) for r in rows)
         if self.sum is None:
-            self.sum = self.zero(rows[-1])
+            self.sum = self._empty(rows[-1])
         if self.reading.per == "token":
             self.rows += rows[0].shape[0]
-            self.accumulate(self.sum, *rows)
+            with offload.beside(rows[-1], self.sum, self.zero) as total:
+                self.accumulate(total, *rows)
             return
         self._held.append((rows, origin or Origin([1] * len(rows[0]))))
         if self.reads == "inputs":  # there is no backward pass to wait for
@@ -117,9 +121,15 @@ class Statistic(ABC):
         sequences = [one for one in sequences if len(one[0])]
         self._held.clear()
         if sequences:
-            assert self.sum is not None
             self.rows += len(sequences)
-            self.accumulate_sequences(self.sum, sequences)
+            assert self.sum is not None
+            with offload.beside(sequences[0][-1], self.sum, self.zero) as total:
+                self.accumulate_sequences(total, sequences)
+
+    def _empty(self, like: Tensor) -> Tensor:
+        """The empty sum, where it is kept."""
+        place = self.reading.offload
+        return self.zero(like) if place is None else offload.zeros(self.zero(like.to("meta")), place)
 
     def _cast(self, rows: Tensor) -> Tensor:
         if not rows.is_floating_point():
@@ -159,6 +169,12 @@ class Statistic(ABC):
             raise RuntimeError("no row was added")
         return self.sum
 
+    @classmethod
+    def amount(cls, size: LayerSize, reading: Reading) -> Amount:
+        """How many numbers it takes: as many as its empty sum holds."""
+        count = cls(size, reading).zero(torch.empty(1, size.out, device="meta")).numel()
+        return Amount(count, count, count, shared=cls.reads == "inputs" and cls.shared)
+
     def state(self) -> dict[str, Tensor]:
         """All that was summed, for files and other ranks."""
         empty = {} if self.sum is None else {"sum": self.sum}
@@ -169,7 +185,11 @@ class Statistic(ABC):
         self.rows += int(state["rows"])
         if "sum" in state:
             other = state["sum"]
-            self.sum = other.clone() if self.sum is None else self.sum.add_(other.to(self.sum))
+            if self.sum is None and self.reading.offload is None:
+                self.sum = other.clone()
+            else:
+                self.sum = self._empty(other) if self.sum is None else self.sum
+                self.sum += other.to(self.sum)
 
     @classmethod
     def restored(cls, size: LayerSize, reading: Reading, state: dict[str, Tensor], first: Any = None) -> Self:
@@ -201,6 +221,12 @@ class SecondMoment(Statistic):
     def factor(self, scale: float) -> Factor:
         """scale times the sum."""
         return self.storage.structure.from_sum(self.result(), scale, self.storage.option)
+
+    @classmethod
+    def amount(cls, size: LayerSize, reading: Reading) -> Amount:
+        held, made = super().amount(size, reading), cls(size, reading)
+        used, stored = made.storage.numbers(made.width), made.storage.stored(made.width)
+        return Amount(held.measured, used, stored, held.shared)
 
 
 class InputMoment(SecondMoment):

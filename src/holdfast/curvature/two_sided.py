@@ -57,6 +57,10 @@ class TwoSided(Curvature):
         gradients = type(parts[0].gradients).merged([p.gradients for p in parts], shares)
         return cls(inputs, gradients, torch.stack([p.rows for p in parts]).sum(dim=0))
 
+    def captured(self) -> dict[str, float]:
+        shares = {"inputs": self.inputs.captured(), "gradients": self.gradients.captured()}
+        return {side: share for side, share in shares.items() if share is not None}
+
     def tensors(self) -> dict[str, Tensor]:
         return {
             **{f"inputs.{name}": tensor for name, tensor in self.inputs.tensors().items()},

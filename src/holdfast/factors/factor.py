@@ -105,3 +105,15 @@ class Storage:
     def name(self) -> str:
         """As users write it: "full", "low-rank:256"."""
         return f"{self.structure.structure}:{self.option}" if self.option else self.structure.structure
+
+    def numbers(self, width: int) -> int:
+        """How many numbers a factor of that width takes in memory."""
+        return self.structure.numbers(width, self.option)
+
+    def stored(self, width: int) -> int:
+        """How many numbers it takes in a file."""
+        return self.structure.stored(width, self.option)
+
+    def turning(self, width: int) -> int:
+        """How many numbers its eigenvectors take."""
+        return self.structure.turning(width, self.option)
