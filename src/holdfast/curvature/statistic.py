@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal, Self
 import torch
 from torch import Tensor
 
-from holdfast.curvature import offload
+from holdfast.curvature.offload import Place, beside, zeros
 from holdfast.errors import HoldfastError
 from holdfast.factors.amount import Amount
 from holdfast.factors.diagonal import Diagonal as DiagonalFactor
@@ -64,7 +64,7 @@ class Reading:
     per: Per = "token"
     keep: int = 256
     seed: int = 0
-    offload: offload.Place | None = None
+    offload: Place | None = None
 
 
 class Statistic(ABC):
@@ -100,7 +100,7 @@ class Statistic(ABC):
             self.sum = self._empty(rows[-1])
         if self.reading.per == "token":
             self.rows += rows[0].shape[0]
-            with offload.beside(rows[-1], self.sum, self.zero) as total:
+            with beside(rows[-1], self.sum, self.zero) as total:
                 self.accumulate(total, *rows)
             return
         self._held.append((rows, origin or Origin([1] * len(rows[0]))))
@@ -123,13 +123,13 @@ class Statistic(ABC):
         if sequences:
             self.rows += len(sequences)
             assert self.sum is not None
-            with offload.beside(sequences[0][-1], self.sum, self.zero) as total:
+            with beside(sequences[0][-1], self.sum, self.zero) as total:
                 self.accumulate_sequences(total, sequences)
 
     def _empty(self, like: Tensor) -> Tensor:
         """The empty sum, where it is kept."""
         place = self.reading.offload
-        return self.zero(like) if place is None else offload.zeros(self.zero(like.to("meta")), place)
+        return self.zero(like) if place is None else zeros(self.zero(like.to("meta")), place)
 
     def _cast(self, rows: Tensor) -> Tensor:
         if not rows.is_floating_point():
