@@ -1,6 +1,7 @@
 """Which rows of a batch are used: those that reach a scored item, or a share of them drawn at random."""
 
 import math
+import zlib
 
 import torch
 from torch import Tensor
@@ -11,16 +12,25 @@ from holdfast.rows import Origin
 class RowChoice:
     """The rows to use of every tensor of a batch, the same for all with as many rows.
 
-    Set `positions` to the boolean mask (batch, length) of positions that count (None: all do), and `keys` to what
-    stands in for each sequence's input.
+    What is drawn for a batch depends on its number alone, not on what was drawn before it or in which process.
+
+    Attributes:
+        positions: (batch, length) boolean mask of the positions that count; None: all do.
+        keys: what stands in for each sequence's input.
     """
 
     def __init__(self, fraction: float, seed: int) -> None:
-        self.fraction = fraction
+        self.fraction, self.seed = fraction, seed
         self.positions: Tensor | None = None
         self.keys: list[int] | None = None
-        self._generator = torch.Generator().manual_seed(seed)
+        self._generator = torch.Generator()
         self._drawn: dict[tuple[int, bool, bool], Tensor | None] = {}  # row numbers used in this batch
+
+    def begin(self, number: int, positions: Tensor | None, keys: list[int] | None) -> None:
+        """The batch of that number follows."""
+        self.positions, self.keys = positions, keys
+        # The generator uses 32 bits of its seed.
+        self._generator.manual_seed(zlib.crc32(f"{self.seed} {number}".encode()))
 
     def rows(self, count: int, like: Tensor) -> Tensor | None:
         """The numbers of the rows to use out of `count`, read off a tensor `like` (batch, ...); None for all."""

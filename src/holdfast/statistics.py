@@ -4,59 +4,22 @@ Only outputs and inputs of layers are hooked, never weights: no weight gradient 
 wrapped weights look the same, and the first targeted layers make the graph's roots themselves.
 """
 
-import weakref
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
 from holdfast.choice import RowChoice
-from holdfast.layers import LayerKind, require_kind, watched
+from holdfast.layers import require_kind, watched
 from holdfast.rows import Origin, RowSink
+from holdfast.sharing import InputsDivergedError, Shared, Watched, groups_of, put_together
 
-
-class InputsDivergedError(RuntimeError):
-    """Layers that shared their input in one call did not in another."""
+__all__ = ["GradientsHiddenError", "InputsDivergedError", "Recorder"]
 
 
 class GradientsHiddenError(RuntimeError):
     """A layer ran without gradients, and none came back to it."""
-
-
-@dataclass
-class _Shared:
-    """Statistics of inputs, with the layers that share them and how far each has come."""
-
-    sinks: dict[str, RowSink]
-    calls: int = 0
-    last: Callable[[], Tensor | None] = lambda: None  # a weak reference: holding inputs would cost their memory
-    version: int = 0
-    progress: dict[str, int] = field(default_factory=dict)
-
-    def counted(self, inputs: Tensor) -> bool:
-        """Whether this very tensor, unchanged since, was the last one counted."""
-        return self.last() is inputs and self.version == inputs._version
-
-
-@dataclass
-class _Layer:
-    name: str
-    module: Any
-    kind: LayerKind
-    sinks: dict[str, RowSink]
-    shared: _Shared | None = None
-    hidden: bool = False  # ran without gradients in this batch, and none came back so far
-    calls: int = 0  # in this batch's forward pass
-    returned: int = 0  # calls whose gradient came back in this backward pass
-
-    def reading(self, what: str) -> list[RowSink]:
-        return [sink for sink in self.sinks.values() if sink.reads == what]
-
-    def flush(self) -> None:
-        for sink in self.sinks.values():
-            sink.flush()
 
 
 class Recorder:
@@ -75,6 +38,7 @@ class Recorder:
         sinks: for each name, its statistics; those that read "inputs" are shared between layers that are given the
             same tensor, when `share` is true.
         stems: other modules whose outputs shall require a gradient; more work, so only where it is needed.
+        groups: which layers share, where it is known already, as the property gives it.
         fraction: the share of positions used, drawn at random for each batch; sums are scaled to stay unbiased.
     """
 
@@ -85,20 +49,29 @@ class Recorder:
         *,
         stems: Iterable[nn.Module] = (),
         share: bool = True,
+        groups: Mapping[str, str] | None = None,
         fraction: float = 1.0,
         seed: int = 0,
     ) -> None:
-        self.layers = [_Layer(n, m, require_kind(n, m), sinks[n]) for n, m in layers.items()]
+        self.layers = [Watched(n, m, require_kind(n, m), sinks[n]) for n, m in layers.items()]
+        if groups is not None:
+            put_together(self.layers, groups)
         self.stems, self.share = list(stems), share
         self.choice = RowChoice(fraction, seed)
+        self._batch = 0  # how many were complete
         self._pass = 0  # backward passes over this batch so far
-        self._latest: dict[int, _Shared] = {}  # id of a tensor -> who counted it last
+        self._latest: dict[int, Shared] = {}  # id of a tensor -> who counted it last
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
+
+    @property
+    def groups(self) -> dict[str, str]:
+        """Layer -> the first of the layers that it shares its sums over inputs with; itself where it is alone."""
+        return groups_of(self.layers)
 
     def __enter__(self) -> Self:
         for layer in self.layers:
             hook: Callable = self._make_hook(layer)
-            self._handles.append(layer.module.register_forward_hook(hook))
+            self._handles.append(layer.module.register_forward_hook(hook, with_kwargs=True))
         self._handles += [stem.register_forward_hook(_make_root) for stem in self.stems]
         return self
 
@@ -108,11 +81,11 @@ class Recorder:
         self._handles.clear()
         self._latest.clear()
 
-    def _make_hook(self, layer: _Layer) -> Callable:
+    def _make_hook(self, layer: Watched) -> Callable:
         pairs, gradients = layer.reading("pairs"), layer.reading("gradients")
 
-        def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
-            inputs = args[0]
+        def hook(module: nn.Module, args: Any, kwargs: dict[str, Any], output: Tensor) -> Tensor | None:
+            inputs = layer.given(args, kwargs)
             # A graph task is running: this is checkpointing's recomputation, and the inputs were counted before.
             recomputing = torch._C._current_graph_task_id() != -1
             layer.calls += not recomputing
@@ -139,7 +112,7 @@ class Recorder:
 
         return hook
 
-    def _add_inputs(self, layer: _Layer, inputs: Tensor) -> None:
+    def _add_inputs(self, layer: Watched, inputs: Tensor) -> None:
         shared = layer.shared or self._join(layer, inputs)
         done = shared.progress[layer.name]
         own = [sink for sink in layer.reading("inputs") if not sink.shared]
@@ -152,34 +125,28 @@ class Recorder:
             for sink in waiting:
                 sink.add(rows if chosen is None else rows.index_select(0, chosen), origin=origin)
         if first:
-            shared.calls += 1
-            shared.last, shared.version = weakref.ref(inputs), inputs._version
+            shared.count(inputs)
             if self.share:
                 self._latest[id(inputs)] = shared
         elif done != shared.calls - 1 or not shared.counted(inputs):
             raise InputsDivergedError(f"layer {layer.name!r} was given another input than its neighbours")
         shared.progress[layer.name] += 1
 
-    def _join(self, layer: _Layer, inputs: Tensor) -> _Shared:
+    def _join(self, layer: Watched, inputs: Tensor) -> Shared:
         """At a layer's first call: the group whose tensor it was given, or a group of its own."""
         group = self._latest.get(id(inputs)) if self.share else None
-        if group is None or not group.counted(inputs) or group.calls != 1 or not self._alike(layer, group):
-            group = _Shared(_common(layer))
-            group.progress[layer.name] = 0
-        else:
-            group.progress[layer.name] = group.calls - 1
-            layer.sinks.update(group.sinks)
-        layer.shared = group
-        return group
+        if group is not None and not (group.counted(inputs) and group.calls == 1 and self._alike(layer, group)):
+            group = None
+        return layer.join(group)
 
-    def _alike(self, layer: _Layer, group: _Shared) -> bool:
+    def _alike(self, layer: Watched, group: Shared) -> bool:
         """Whether the group's statistics of the same tensor would be this layer's: same rows, same sums."""
-        ours = {n: type(s) for n, s in _common(layer).items()}
+        ours = {n: type(s) for n, s in layer.common().items()}
         same_sinks = ours == {n: type(s) for n, s in group.sinks.items()}
         others = [other for other in self.layers if other.shared is group]
         return same_sinks and all(o.kind.same_rows(o.module, layer.kind, layer.module) for o in others)
 
-    def _add_gradients(self, layer: _Layer, inputs: Tensor | None, gradient: Tensor) -> None:
+    def _add_gradients(self, layer: Watched, inputs: Tensor | None, gradient: Tensor) -> None:
         rows = layer.kind.gradient_rows(layer.module, gradient)
         count, sinks = len(rows), layer.reading("gradients") + layer.reading("pairs")
         origin = self._origin(sinks, count, gradient)
@@ -203,9 +170,12 @@ class Recorder:
         asked = any(sink.grouped for sink in sinks)
         return self.choice.origin(count, like, self._pass) if asked else None
 
-    def begin_batch(self, positions: Tensor | None, keys: list[int] | None = None) -> None:
-        """A batch follows: its mask (batch, length) of positions that count (None: all do), its sequences' keys."""
-        self.choice.positions, self.choice.keys = positions, keys
+    def begin_batch(self, positions: Tensor | None, keys: list[int] | None = None, number: int | None = None) -> None:
+        """A batch follows: its mask (batch, length) of positions that count (None: all do), its sequences' keys.
+
+        `number` is its place in the data, where this recorder does not see all of it.
+        """
+        self.choice.begin(self._batch if number is None else number, positions, keys)
 
     def end_pass(self) -> None:
         """A backward pass over the batch is complete; another may follow."""
@@ -230,13 +200,9 @@ class Recorder:
             shared = layer.shared
             if shared is not None and shared.progress[layer.name] != shared.calls:
                 raise InputsDivergedError(f"layer {layer.name!r} missed an input that the layers it shared with saw")
+        self._batch += 1
         self._latest.clear()
         self.choice.clear()
-
-
-def _common(layer: _Layer) -> dict[str, RowSink]:
-    """The sinks of inputs that other layers may share."""
-    return {name: sink for name, sink in layer.sinks.items() if sink.reads == "inputs" and sink.shared}
 
 
 def _make_root(module: nn.Module, args: Any, output: Any) -> Tensor | None:

@@ -1,0 +1,241 @@
+"""Processes that measure together: who is here, how they keep in step, and what passes between them.
+
+Every transfer is announced by an exchange of a few numbers in which all ranks take part, whatever each is doing. A
+rank that is through with its share, or has failed, goes on answering until all are done: so none waits forever.
+"""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from enum import IntEnum
+from typing import Any, Self
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from holdfast.errors import HoldfastError
+from holdfast.statistics import GradientsHiddenError, InputsDivergedError
+
+FIELDS = 8  # numbers in a message: what it is, and up to seven more
+WELL, FAILED = 0, 3
+COMMON = {1: GradientsHiddenError, 2: InputsDivergedError}  # what all ranks answer in the same way
+
+
+class Op(IntEnum):
+    """What a rank says."""
+
+    DONE = 0  # its share of the round is over: how it went, and numbers about it
+    DRAWN = 1  # how many random numbers it draws in order
+    ROWS = 2  # the statistic that it has rows for
+
+
+class PeerError(HoldfastError):
+    """Another rank failed."""
+
+
+class Ranks:
+    """The ranks of torch.distributed, or this process alone.
+
+    Attributes:
+        rank, world: which of how many.
+        carry: called after each exchange with what every rank said and with this rank's parcel.
+        skip: called by a rank that draws nothing itself, with how many numbers the others draw.
+    """
+
+    def __init__(self, rank: int = 0, world: int = 1, control: Any = None, direct: bool = False) -> None:
+        self.rank, self.world = rank, world
+        self.carry: Callable[[list[list[int]], Any], None] | None = None
+        self.skip: Callable[[int], None] | None = None
+        self._control = control  # gloo: messages and tensors in the CPU's memory
+        self._direct = direct  # whether tensors go from accelerator to accelerator
+
+    @classmethod
+    @contextmanager
+    def present(cls) -> Iterator[Self]:
+        """All ranks of the default group, where torch.distributed is initialised."""
+        if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+            yield cls()
+            return
+        plain = dist.get_backend() == "gloo"
+        control = None if plain else dist.new_group(backend="gloo")
+        direct = not plain and "nccl" in str(dist.get_backend_config())
+        try:
+            yield cls(dist.get_rank(), dist.get_world_size(), control, direct)
+        finally:
+            if control is not None:
+                dist.destroy_process_group(control)
+
+    @property
+    def first(self) -> bool:
+        """Whether this is rank 0."""
+        return self.rank == 0
+
+    def exchange(self, op: Op, *numbers: int, parcel: Any = None) -> list[list[int]]:
+        """Tell all ranks something and hear what they say: op and numbers of each, by rank."""
+        said = self._told(op, *numbers)
+        if self.carry is not None:
+            self.carry(said, parcel)
+        return said
+
+    def _told(self, op: Op, *numbers: int) -> list[list[int]]:
+        mine = [int(op), *numbers, *[0] * (FIELDS - 1 - len(numbers))]
+        if self.world == 1:
+            return [mine]
+        said = [torch.empty(FIELDS, dtype=torch.int64) for _ in range(self.world)]
+        try:
+            dist.all_gather(said, torch.tensor(mine, dtype=torch.int64), group=self._control)
+        except RuntimeError as error:
+            raise PeerError(f"another rank is gone: {error}") from error
+        return [one.tolist() for one in said]
+
+    def turn(self, count: int) -> tuple[int, int]:
+        """This rank draws so many numbers in order: how many do the ranks before it draw, and those after it?"""
+        said = self.exchange(Op.DRAWN, count)
+        if any(op == Op.ROWS for op, *_ in said):
+            raise HoldfastError(
+                "ranks are out of step: layers run in another order on each of them",
+                remedy="leave shard off, or pass a model whose layers run in one order",
+            )
+        counts = [one[1] if one[0] == Op.DRAWN else 0 for one in said]
+        return sum(counts[: self.rank]), sum(counts[self.rank + 1 :])
+
+    def together(self, work: Callable[[], Sequence[int]]) -> list[list[int]]:
+        """Each rank's share of a round; the numbers that every rank's share came to, by rank.
+
+        Raises:
+            PeerError: another rank failed. What a layer does that asks for another way of watching it, and what
+                failed here, is raised as it is.
+        """
+        if self.world == 1:
+            return [list(work())]
+        error: BaseException | None = None
+        numbers: Sequence[int] = ()
+        try:
+            numbers = work()
+        except BaseException as raised:
+            error = raised
+        while True:
+            said = self._told(Op.DONE, _outcome(error), *numbers)
+            try:
+                self._answer(said)
+            except Exception as raised:  # a sum that is kept here would not take another rank's rows
+                error = error or raised
+            if all(op == Op.DONE for op, *_ in said):
+                break
+        worst = max(outcome for _, outcome, *_ in said)
+        if worst == FAILED:
+            self._fail(error)
+        if worst in COMMON:
+            raise error or COMMON[worst]("layers of another rank are called in other ways")
+        return [one[2:] for one in said]
+
+    def _answer(self, said: list[list[int]]) -> None:
+        """Do what ranks that are still at work need of this one."""
+        if self.carry is not None:
+            self.carry(said, None)
+        drawn = sum(one[1] for one in said if one[0] == Op.DRAWN)
+        if drawn and self.skip is not None:
+            self.skip(drawn)
+
+    def _fail(self, error: BaseException | None) -> None:
+        told = self.gathered(None if error is None else f"{type(error).__name__}: {error}")
+        if error is not None:
+            raise error
+        rank, text = next((rank, text) for rank, text in enumerate(told) if text is not None)
+        raise PeerError(f"rank {rank} failed: {text}")
+
+    def gathered(self, value: Any) -> list[Any]:
+        """Every rank's value, by rank."""
+        if self.world == 1:
+            return [value]
+        found: list[Any] = [None] * self.world
+        dist.all_gather_object(found, value, group=self._control)
+        return found
+
+    def add_up(self, tensor: Tensor) -> None:
+        """Replace a tensor by its sum over all ranks."""
+        if self.world == 1:
+            return
+        total = tensor.contiguous()
+        dist.all_reduce(total, group=None if total.is_cuda else self._control)
+        if total is not tensor:
+            tensor.copy_(total)
+
+    def give(self, to: int, about: Any, tensors: Sequence[Tensor]) -> None:
+        """Send tensors to a rank that takes them."""
+        described = [(tuple(t.shape), t.dtype, self._direct and t.is_cuda) for t in tensors]
+        dist.send_object_list([(about, described)], dst=to, group=self._control)
+        for tensor, (*_, direct) in zip(tensors, described, strict=True):
+            if tensor.numel():
+                sent = _bytes(tensor.detach() if direct else tensor.detach().cpu())
+                dist.send(sent, dst=to, group=None if direct else self._control)
+
+    def take(self, source: int, device: torch.device | str) -> tuple[Any, list[Tensor]]:
+        """What a rank gives, on this device."""
+        told: list[Any] = [None]
+        dist.recv_object_list(told, src=source, group=self._control)
+        about, described = told[0]
+        tensors = []
+        for shape, dtype, direct in described:
+            tensor = torch.empty(shape, dtype=dtype, device=device if direct else "cpu")
+            if tensor.numel():
+                dist.recv(_bytes(tensor), src=source, group=None if direct else self._control)
+            tensors.append(tensor.to(device))
+        return about, tensors
+
+    def moved(
+        self, state: dict[str, Tensor] | None, source: int, to: int, device: torch.device | str = "cpu"
+    ) -> dict[str, Tensor] | None:
+        """One rank's tensors on another; None on all that they do not come to. All ranks may call it."""
+        if source == to:
+            return state if self.rank == to else None
+        if self.rank == source:
+            assert state is not None
+            self.give(to, list(state), list(state.values()))
+        if self.rank != to:
+            return None
+        names, tensors = self.take(source, device)
+        return dict(zip(names, tensors, strict=True))
+
+
+def _outcome(error: BaseException | None) -> int:
+    if error is None:
+        return WELL
+    return next((code for code, kind in COMMON.items() if isinstance(error, kind)), FAILED)
+
+
+def _bytes(tensor: Tensor) -> Tensor:
+    return tensor.contiguous().reshape(-1).view(torch.uint8)
+
+
+@contextmanager
+def group() -> Iterator[bool]:
+    """The processes that torchrun started, as one group: whether this one is to write and print.
+
+    Without torchrun, and where there is a group already, nothing is set up.
+
+    Raises:
+        PeerError: the others are through, and one of them ended in an error.
+    """
+    started = int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ and not dist.is_initialized()
+    if started:
+        accelerated = torch.cuda.is_available()
+        if accelerated:
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        dist.init_process_group("cpu:gloo,cuda:nccl" if accelerated else "gloo")
+    try:
+        yield not dist.is_initialized() or dist.get_rank() == 0
+        if started:
+            _wait()
+    finally:
+        if started:
+            dist.destroy_process_group()
+
+
+def _wait() -> None:
+    """Until all ranks are here: one that leaves early can abort another's last exchange."""
+    try:
+        dist.barrier()
+    except RuntimeError as error:
+        raise PeerError("another rank ended in an error; it has printed its own message") from error
