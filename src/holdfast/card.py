@@ -71,7 +71,7 @@ def _held(settings: dict[str, Any], row: dict[str, Any]) -> str:
         return "It did not: plain fine-tuning."
     parts = []
     if settings["anchor"] is not None:
-        parts.append(f"an anchor ({settings['anchor']}) at strength {settings['strength']}")
+        parts.append(f"an anchor ({settings['anchor']}), {row['form']} penalty, at strength {settings['strength']}")
     if settings["distill"] > 0:
         parts.append(f"distillation from the pre-trained model at weight {settings['distill']}")
     forecast = row["predicted_forgetting"]

@@ -69,6 +69,7 @@ class TuneRecipe(Settings):
     target: DataSettings
     source: DataSettings | None = None
     anchor: Path | None = None
+    form: str = Field("quadratic", description="the anchor's penalty: a name from the catalogue")
     strength: float = Field(1.0, ge=0)
     damping: float = Field(0.0, ge=0)
     distill: float = Field(0.0, ge=0, description="weight of the distillation; 0 for none")
@@ -96,6 +97,8 @@ class TuneRecipe(Settings):
     def _coherent(self) -> Self:
         if self.distill > 0 and self.source is None:
             raise ValueError("distillation needs --source DATA, or --source self for text sampled from the model")
+        if self.anchor is None and self.form != type(self).model_fields["form"].default:
+            raise ValueError(f"form={self.form} is of the penalty on an anchor's shifts, and no anchor is named")
         return self
 
 

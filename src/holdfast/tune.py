@@ -18,6 +18,7 @@ from holdfast.errors import HoldfastError
 from holdfast.files import output_folder, require_folder, whole_folder, write_json, write_text
 from holdfast.language_model import load_model, load_tokenizer
 from holdfast.machine import machine, versions
+from holdfast.penalties.anchored import Anchored
 from holdfast.penalties.distill import Distill
 from holdfast.penalties.quadratic import Penalty
 from holdfast.penalties.regularizer import Regularizer
@@ -39,7 +40,7 @@ def tune(recipe: TuneRecipe, out: Path, *, resume: bool = False, say: Say = prin
         HoldfastError: bad data, a model that can't be loaded, an anchor of another model, another recipe's folder
             to resume in, NaN losses, no space.
     """
-    tuner = catalogue.tuner(recipe.method)()
+    tuner, form = catalogue.tuner(recipe.method)(), _form(recipe.form)
     with output_folder(out):
         checkpoint = _checkpoint(recipe, out, say) if resume else None
         anchor = None if recipe.anchor is None else Anchor.load(recipe.anchor)
@@ -56,7 +57,7 @@ def tune(recipe: TuneRecipe, out: Path, *, resume: bool = False, say: Say = prin
             model = tuner.prepare(base, recipe.targets, recipe.rank, recipe.alpha)
             kind = "adapter" if hasattr(model, "peft_config") else "model"
             _check_destination(out / kind)
-            penalties = _penalties(recipe, model, anchor, sides["source"])
+            penalties = _penalties(recipe, model, form, anchor, sides["source"])
             trained = train(
                 model,
                 sides["target"].rows,
@@ -121,10 +122,23 @@ def _source(recipe: TuneRecipe, model: Any, tokenizer: Any) -> Side | None:
     return sampled_side(model, recipe.samples, min(recipe.sample_length, recipe.length), recipe.seed, 0.25)
 
 
-def _penalties(recipe: TuneRecipe, model: Any, anchor: Anchor | None, source: Side | None) -> list[Regularizer]:
+def _form(name: str) -> type[Anchored]:
+    """The penalty on an anchor's shifts of that name."""
+    forms = {known: catalogue.find("penalty", known) for known in catalogue.names("penalty")}
+    anchored = [known for known, made in forms.items() if issubclass(made, Anchored)]
+    if name not in anchored:
+        raise HoldfastError(
+            f"no penalty on an anchor's shifts is called {name!r}", wanted=f"one of {', '.join(anchored)}"
+        )
+    return forms[name]
+
+
+def _penalties(
+    recipe: TuneRecipe, model: Any, form: type[Anchored], anchor: Anchor | None, source: Side | None
+) -> list[Regularizer]:
     found: list[Regularizer] = []
     if anchor is not None:
-        found.append(Penalty(model, anchor, recipe.strength, recipe.damping))
+        found.append(form(model, anchor, recipe.strength, recipe.damping))
     if recipe.distill > 0 and source is not None:
         if recipe.distill_top_k is None and not hasattr(model, "peft_config"):
             raise HoldfastError(
@@ -152,20 +166,22 @@ def _row(
     after: dict[str, float | None],
     trained: Trained,
 ) -> dict[str, Any]:
-    quadratic = next((p for p in penalties if isinstance(p, Penalty)), None)
-    labels = [] if quadratic is None else [anchor.kind for anchor in quadratic.anchors]
+    anchored = next((p for p in penalties if isinstance(p, Anchored)), None)
+    suffix = "" if anchored is None or isinstance(anchored, Penalty) else f"-{anchored.name}"
+    labels = [] if anchored is None else [f"{anchor.kind}{suffix}" for anchor in anchored.anchors]
     if recipe.distill > 0 and recipe.source is not None:
         labels.append("distill-self" if recipe.source.path == SELF else "distill-source")
     forecast = next((p.predicted_forgetting for p in penalties), None)
     return {
         "method": recipe.method,
         "penalty": "+".join(labels) or "none",
-        "strength": recipe.strength if quadratic is not None else recipe.distill or None,
+        "form": None if anchored is None else anchored.name,
+        "strength": recipe.strength if anchored is not None else recipe.distill or None,
         "seed": recipe.seed,
         **{f"{side}_before": before[side] for side in before},
         **{f"{side}_after": after[side] for side in after},
         "predicted_forgetting": forecast,
-        "per_layer": {} if quadratic is None else quadratic.per_layer(),
+        "per_layer": {} if anchored is None or anchored.predicted_forgetting is None else anchored.per_layer(),
         "seconds": trained.seconds,
         "seconds_per_step": trained.seconds_per_step,
         "peak_memory_mb": trained.peak_memory_mb,
