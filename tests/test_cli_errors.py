@@ -156,26 +156,6 @@ def test_options(place, anchor, out, case):  # noqa: F811
     refused(*tune(place, out), *options, says=says)
 
 
-ANCHORING = {
-    "fisher": (("--source", "SOURCE", "--fisher", "nonsense"), ["--fisher nonsense", "one of sampled, data"]),
-    "no source": ((), ["--curvature kronecker is measured on source data", "--source self"]),
-    "needless source": (("--source", "SOURCE", "--curvature", "identity"), ["needs no source data", "leave --source"]),
-    "unknown curvature": (
-        ("--source", "SOURCE", "--curvature", "kron"),
-        ["no curvature is called 'kron'", "kronecker"],
-    ),
-    "fraction": (("--source", "SOURCE", "--fraction", 2), ["--fraction 2.0", "at most 1"]),
-    "dtype": (("--source", "SOURCE", "--dtype", "int4"), ["--dtype int4", "one of auto, float32"]),
-}
-
-
-@pytest.mark.parametrize("case", list(ANCHORING))
-def test_anchoring(place, out, case):  # noqa: F811
-    options, says = ANCHORING[case]
-    options = [place.source if option == "SOURCE" else option for option in options]
-    refused("anchor", "--model", place.model, "--out", out, *LENGTH, *options, says=says)
-
-
 def test_adapters(place, tmp_path):  # noqa: F811
     asked = ("evaluate", "--model", place.model, "--target", place.target, *LENGTH, "--adapter")
     refused(*asked, place.model, says=["is not a PEFT adapter: adapter_config.json is missing", "OUT/adapter"])

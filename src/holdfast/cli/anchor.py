@@ -1,37 +1,69 @@
-"""`holdfast anchor`: measure what moves cost, once, on old data."""
+"""`holdfast anchor`: measure what moves cost, once, on old data; or merge what was measured apart."""
 
 from pathlib import Path
 from typing import Annotated, Any
 
-from holdfast.cli.options import DTYPES, check_dtype, flag, option
+import typer
 
-DATA, MEASURE = "Data", "Measuring"
+from holdfast.cli.options import flag, option
+
+DATA, MEASURE, SCALE, MORE = "Data", "Measuring", "Scale", "Output"
 
 
 def anchor(
-    model: Annotated[str, option("Folder or hub id of the pre-trained model.", "MODEL")],
-    out: Annotated[Path, option("Folder to write the anchor to.", "DIR")],
+    paths: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="[RECIPE]", help="A YAML file of settings; options given beside it win."),
+    ] = None,
+    model: Annotated[str | None, option("Folder or hub id of the pre-trained model.", "MODEL")] = None,
+    out: Annotated[Path | None, option("Folder to write the anchor to.", "DIR")] = None,
     source: Annotated[
         str | None, option('Old data: a file, a folder, a hub id, or "self": text the model samples.', "DATA")
     ] = None,
-    curvature: Annotated[str, option("Structure; holdfast methods lists them.", "KIND", MEASURE)] = "kronecker",
+    merge: Annotated[bool, flag("--merge", "Merge anchors of different data: --merge A B --out C.")] = False,
+    curvature: Annotated[
+        str | None, option("Structure; holdfast methods lists them.", "KIND", MEASURE, default="kronecker")
+    ] = None,
     targets: Annotated[
-        str, option("Layers, as PEFT's target_modules; commas between names.", "LAYERS", MEASURE)
-    ] = "all-linear",
+        str | None,
+        option("Layers, as PEFT's target_modules; commas between names.", "LAYERS", MEASURE, default="all-linear"),
+    ] = None,
     fisher: Annotated[
-        str, option("Labels: sampled from the model, or the data's own (data).", "KIND", MEASURE)
-    ] = "sampled",
-    max_items: Annotated[int, option("Stop after this many scored tokens.", "N", MEASURE, min=1)] = 200_000,
-    fraction: Annotated[float, option("Share of the positions that enter the sums.", "NUMBER", MEASURE)] = 1.0,
-    length: Annotated[int, option("Tokens per sequence.", "N", MEASURE)] = 512,
-    samples: Annotated[int, option("Sequences to sample for --source self.", "N", MEASURE, min=1)] = 256,
-    batch_size: Annotated[int, option("Sequences per batch.", "N", MEASURE, min=1)] = 8,
-    dtype: Annotated[str, option(DTYPES, "NAME", MEASURE)] = "auto",
-    seed: Annotated[int, option("Of sampled labels and text.", "N", MEASURE)] = 0,
+        str | None,
+        option("Labels: sampled, the data's own (data), or all of a few (exact).", "KIND", MEASURE, default="sampled"),
+    ] = None,
+    draws: Annotated[int | None, option("Sampled labels of each item.", "N", MEASURE, default="1")] = None,
+    per: Annotated[
+        str | None, option("What is squared: each token's gradient, or a sequence's.", "token|sequence", MEASURE)
+    ] = None,
+    keep: Annotated[
+        int | None, option("Examples that stored-sample curvatures keep.", "N", MEASURE, default="256")
+    ] = None,
+    max_items: Annotated[
+        int | None, option("Stop after this many scored tokens.", "N", MEASURE, default="200000")
+    ] = None,
+    fraction: Annotated[
+        float | None, option("Share of the positions that enter the sums.", "NUMBER", MEASURE, default="1")
+    ] = None,
+    length: Annotated[int | None, option("Tokens per sequence.", "N", MEASURE, default="512")] = None,
+    samples: Annotated[
+        int | None, option("Sequences to sample for --source self.", "N", MEASURE, default="256")
+    ] = None,
+    batch_size: Annotated[int | None, option("Sequences per batch.", "N", MEASURE, default="8")] = None,
+    dtype: Annotated[
+        str | None, option("Load the model in auto, float32, bfloat16 or float16.", "NAME", MEASURE, default="auto")
+    ] = None,
+    seed: Annotated[int | None, option("Of sampled labels and text.", "N", MEASURE, default="0")] = None,
+    storage: Annotated[
+        str | None, option("Of the file: float32, or bfloat16 in half the space.", "NAME", SCALE, default="float32")
+    ] = None,
     text: Annotated[str | None, option("Column of the source's text.", "NAME", DATA, "--text-column")] = None,
     prompt: Annotated[str | None, option("Column of prompts.", "NAME", DATA, "--prompt-column")] = None,
     completion: Annotated[
         str | None, option("Column of completions; only they are scored.", "NAME", DATA, "--completion-column")
+    ] = None,
+    changes: Annotated[
+        list[str] | None, option("Any key of the recipe: --set products=bfloat16", "KEY=VALUE", None, "--set")
     ] = None,
     as_json: Annotated[bool, flag("--json", "Print what was measured as JSON.")] = False,
 ) -> None:
@@ -41,35 +73,83 @@ def anchor(
 
     Example: [bold]holdfast anchor --model ./llama --source corpus.txt --out anchors/llama[/bold]
     """
-    check_dtype(dtype)
+    given: dict[str, Any] = {
+        "model": model, "curvature": curvature, "targets": targets, "fisher": fisher, "draws": draws, "per": per,
+        "keep": keep, "max_items": max_items, "fraction": fraction, "length": length, "samples": samples,
+        "batch_size": batch_size, "dtype": dtype, "seed": seed, "storage": storage,
+        "source": {"path": source, "text": text, "prompt": prompt, "completion": completion},
+    }  # fmt: skip
+    if merge:
+        _merge(paths or [], out, given, changes, as_json)
+        return
+    settings = _settings(paths or [], given, changes or [])
+    _measure(settings, _required(out), as_json)
+
+
+def _settings(paths: list[Path], given: dict[str, Any], changes: list[str]) -> Any:
+    """The validated recipe."""
+    from holdfast import recipe as recipes
+    from holdfast.anchor_recipe import AnchorRecipe
+    from holdfast.errors import HoldfastError
+
+    if len(paths) > 1:
+        raise typer.BadParameter(f"one at most, not {len(paths)}; --merge takes several anchors", param_hint="RECIPE")
+    values = recipes.override(recipes.merge(recipes.load(paths[0]) if paths else {}, given), changes)
+    if "model" not in values:
+        raise HoldfastError("no model was named", remedy="pass --model, or a recipe that has it")
+    return recipes.validate(AnchorRecipe, values)
+
+
+def _required(out: Path | None) -> Path:
+    if out is None:
+        raise typer.BadParameter("name the folder to write the anchor to", param_hint="--out")
+    return out
+
+
+def _measure(settings: Any, out: Path, as_json: bool) -> None:
     from holdfast.cli.output import print_json, quiet_libraries, say
 
     quiet_libraries()
     from holdfast.estimate import anchor_on
-    from holdfast.recipe import DataSettings, layer_names
 
-    data = None if source is None else DataSettings(path=source, text=text, prompt=prompt, completion=completion)
-    facts: dict[str, Any] = anchor_on(
-        model,
-        data,
-        out,
-        curvature=curvature,
-        targets=layer_names(targets),
-        fisher=fisher,
-        max_items=max_items,
-        fraction=fraction,
-        length=length,
-        samples=samples,
-        batch_size=batch_size,
-        dtype=dtype,
-        seed=seed,
-        say=say,
-    )
+    facts = anchor_on(settings, out, say=say)
     if as_json:
         print_json(facts)
         return
+    _say(facts, f"in {facts['seconds']:.1f} s")
+    say(f"Use it: holdfast tune --model {settings.model} --target DATA --anchor {out} --strength 1 --out OUT")
+
+
+def _merge(
+    folders: list[Path], out: Path | None, given: dict[str, Any], changes: list[str] | None, as_json: bool
+) -> None:
+    """One anchor of several; what was measured is measured, so no other option has a meaning."""
+    from holdfast.cli.output import print_json, quiet_libraries
+
+    others = [name for name, value in given.items() if name != "storage" and value not in (None, {})]
+    others = [name for name in others if name != "source" or any(given["source"].values())]
+    if others or changes:
+        named = ", ".join(f"--{name.replace('_', '-')}" for name in others) or "--set"
+        raise typer.BadParameter(
+            f"it takes anchors, --out and --storage, and has no use for {named}", param_hint="--merge"
+        )
+    if len(folders) < 2:
+        raise typer.BadParameter(f"two anchors or more, not {len(folders)}: --merge A B --out C", param_hint="--merge")
+    target = _required(out)
+    quiet_libraries()
+    from holdfast.estimate import merge_on
+
+    facts = merge_on(folders, target, given["storage"] or "float32")
+    if as_json:
+        print_json(facts)
+        return
+    _say(facts, f"of {len(facts['parts'])} runs")
+
+
+def _say(facts: dict[str, Any], how: str) -> None:
+    from holdfast.cli.output import say
+
     say(
         f"Anchor of {facts['layers']} layers ({facts['curvature']}, {facts['megabytes']:.1f} MB) from "
-        f"{facts['items']} {facts['item']}s in {facts['seconds']:.1f} s: {out}"
+        f"{facts['items']} {facts['item']}s {how}: {facts['out']}"
     )
-    say(f"Use it: holdfast tune --model {model} --target DATA --anchor {out} --strength 1 --out OUT")
