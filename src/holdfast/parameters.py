@@ -32,9 +32,8 @@ def needs_gradients(parts: Mapping[str, Part], kind: type[Curvature], per: Per) 
     plain = [name for name, part in parts.items() if part.kind is None]
     if not plain or not kind.statistics():
         return False
-    named = (
-        f"{', '.join(plain[:3])}{', ...' if len(plain) > 3 else ''}: no layer of a known kind has this as its weight"
-    )
+    first = f"{', '.join(plain[:2])}{', ...' if len(plain) > 2 else ''}"
+    named = f"{first}: not the weight of a layer that is called on the batch's own rows"
     if not kind.elementwise:
         raise HoldfastError(
             f"curvature {kind.kind!r} is made of a layer's inputs and output gradients. {named}",
@@ -43,7 +42,7 @@ def needs_gradients(parts: Mapping[str, Part], kind: type[Curvature], per: Per) 
         )
     if per != "sequence":
         raise HoldfastError(
-            f"per={per!r} squares every position's own gradient. {named}, so it has a gradient per sequence only",
+            f"per={per!r} squares every position's own gradient, and a whole gradient is a sequence's. {named}",
             remedy="pass per='sequence'",
         )
     return True

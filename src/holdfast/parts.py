@@ -23,7 +23,7 @@ class Part:
 
     module: Any
     parameter: str  # its name in the module
-    kind: LayerKind | None  # None: it is no layer's weight
+    kind: LayerKind | None  # None: it is no layer's weight, or the layer is not called on the batch's rows
 
     @property
     def tensor(self) -> Any:
@@ -76,11 +76,13 @@ def parts_in(model: nn.Module, space: Space) -> dict[str, Part]:
     modules = dict(model.named_modules())
     holders = Counter(id(p) for module in modules.values() for p in module.parameters(recurse=False))
     found: dict[str, Part] = {}
+    strange = [f"{path}." for path, module in modules.items() if getattr(module, "lora_variant", None)]
     for path, module in modules.items():
         for own, parameter in module.named_parameters(recurse=False):
             alone = holders[id(parameter)] == 1  # else no module sees all of its gradient
-            whole = own == "weight" and alone and PROMPT not in path.split(".")
-            kind = kind_of(module) if whole else None
+            # A variant of LoRA may call its layers on more than the batch (DoRA) or on some of its rows (aLoRA).
+            elsewhere = PROMPT in path.split(".") or path.startswith(tuple(strange))
+            kind = kind_of(module) if own == "weight" and alone and not elsewhere else None
             found[canonical(path if kind is not None else f"{path}.{own}".removeprefix("."))] = Part(module, own, kind)
     return found
 

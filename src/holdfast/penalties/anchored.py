@@ -54,7 +54,7 @@ class Anchored(Regularizer):
             self._check_kind(one)
         self.prices = [Prices(model, one, damping) for one in self.anchors]
         self._value: float | Tensor = 0.0
-        self._warn_of_unpriced()
+        warn_of_unpriced(model, set().union(*(one.reached() for one in self.prices)))
 
     def _check_kind(self, anchor: Anchor) -> None:
         needs = self.needs
@@ -96,15 +96,16 @@ class Anchored(Regularizer):
         known = {} if forecast is None else {"predicted_forgetting": forecast}
         return {"penalty": float(self._value), **known}
 
-    def _warn_of_unpriced(self) -> None:
-        reached: set[int] = set().union(*(one.reached() for one in self.prices))
-        free = [n for n, p in self.model.named_parameters() if p.requires_grad and id(p) not in reached]
-        if free:
-            warnings.warn(
-                f"{len(free)} trainable tensors carry no penalty ({', '.join(map(canonical, free[:3]))}"
-                f"{', ...' if len(free) > 3 else ''}): they may move at no price",
-                stacklevel=3,
-            )
+
+def warn_of_unpriced(model: nn.Module, reached: set[int]) -> None:
+    """Name the trainable tensors that are not among those ids."""
+    free = [n for n, p in model.named_parameters() if p.requires_grad and id(p) not in reached]
+    if free:
+        warnings.warn(
+            f"{len(free)} trainable tensors carry no penalty ({', '.join(map(canonical, free[:3]))}"
+            f"{', ...' if len(free) > 3 else ''}): they may move at no price",
+            stacklevel=4,
+        )
 
 
 def check_number(name: str, value: float) -> None:

@@ -17,25 +17,6 @@ from holdfast.shifts.shift import Form, Shift
 BETWEEN = "between layers"  # in `Prices.per_layer`: what a coupled curvature adds to its layers' own prices
 
 
-class _Form(torch.autograd.Function):
-    """<D, C D> as a function of the shift's parts, with the gradient written down.
-
-    Autograd over the same products would multiply by the symmetric factors once more.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, shift: Shift, form: Form, degree: int, *parts: Tensor) -> Tensor:
-        products = shift.products(form)
-        ctx.degree = degree
-        ctx.save_for_backward(*products)
-        return (parts[0] * products[0]).sum()
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        return None, None, None, *(ctx.degree * upstream * product for product in ctx.saved_tensors)
-
-
 def quadratic_form(shift: Shift, curvature: Curvature) -> Tensor:
     """<D, C D>, 0-d, differentiable once in the shift's parts; D itself is not formed where C has a thin form."""
     return homogeneous_form(shift, curvature, curvature.shape, degree=2)
@@ -45,7 +26,7 @@ def homogeneous_form(shift: Shift, form: Form, shape: tuple[int, int], *, degree
     """<D, C D>, 0-d, of that degree in D, where C D is 1/degree of its gradient; differentiable once."""
     if shift.shape != shape:
         raise HoldfastError(f"a shift of shape {shift.shape} meets a curvature of shape {shape}")
-    return _Form.apply(shift, form, degree, *shift.parts)
+    return shift.priced(form, degree)
 
 
 class Prices:
@@ -101,10 +82,10 @@ class Prices:
 
     def reached(self) -> set[int]:
         """The ids of the parameters that the shifts depend on."""
-        return {id(leaf) for reader in self.readers.values() for leaf in _leaves(reader())}
+        return {id(leaf) for reader in self.readers.values() for leaf in leaves(reader())}
 
 
-def _leaves(shift: Shift) -> list[Tensor]:
+def leaves(shift: Shift) -> list[Tensor]:
     """The parameters that a shift's gradient reaches."""
     found: list[Tensor] = []
     seen: set[Any] = set()
@@ -132,7 +113,7 @@ def _placed(parts: Mapping[str, Part], curvatures: dict[str, Curvature]) -> dict
         for part, tensor in curvature.tensors().items():
             key = (id(tensor), weight.device, dtype)
             if key not in moved:
-                moved[key] = tensor.to(weight.device, dtype)
+                moved[key] = tensor.to(weight.device, dtype if tensor.is_floating_point() else tensor.dtype)
             tensors[part] = moved[key]
         placed[name] = type(curvature).from_tensors(tensors)
     return placed

@@ -1,8 +1,13 @@
 """The quadratic penalty: strength/2 times the price of every layer's shift."""
 
-from torch import Tensor
+from collections.abc import Sequence
 
-from holdfast.penalties.anchored import Anchored
+import torch
+from torch import Tensor, nn
+
+from holdfast.anchor import Anchor
+from holdfast.errors import HoldfastError
+from holdfast.penalties.anchored import Anchored, check_number
 
 
 class Penalty(Anchored):
@@ -18,16 +23,48 @@ class Penalty(Anchored):
         strength: 0 or more.
         damping: adds this share of the curvature's mean eigenvalue to it; the forecast stays undamped.
         weights: how much each anchor counts; None: 1 each.
+        prior: for anchors of the adapter's own parameters theta, adds prior/2 |theta - theta_0|^2, which strength
+            does not scale. Absolute, since at B = 0 the curvature of LoRA's A is 0 and so is any share of its mean
+            (see `holdfast.penalties.factors`).
 
     Raises:
-        HoldfastError: an anchor of another model, an adapted layer without curvature, or nothing in common.
+        HoldfastError: an anchor of another model, an adapted layer without curvature, nothing in common, or a prior
+            without an anchor of the adapter's parameters.
     """
 
     name = "quadratic"
     paper = "Bayesian PEFT, arXiv 2402.12220; EWC, arXiv 1612.00796"
 
+    def __init__(
+        self,
+        model: nn.Module,
+        anchor: Anchor | Sequence[Anchor],
+        strength: float = 1.0,
+        damping: float = 0.0,
+        *,
+        weights: Sequence[float] | None = None,
+        prior: float = 0.0,
+    ) -> None:
+        check_number("prior", prior)
+        super().__init__(model, anchor, strength, damping, weights=weights)
+        self.prior = prior
+        of_adapter = [one.readers for one in self.prices if one.anchor.space == "adapter"]
+        self._moved = {name: reader for readers in of_adapter for name, reader in readers.items()}
+        if prior and not self._moved:
+            raise HoldfastError(
+                f"prior={prior} is a precision of the adapter's own parameters, and the anchor is of the weights",
+                remedy="measure it with space='adapter', or add an anchor of curvature='identity' to the list",
+            )
+
     def __call__(self) -> Tensor:
-        """strength/2 * sum of q_l, a 0-d tensor."""
+        """strength/2 * sum of q_l + prior/2 * |theta - theta_0|^2, a 0-d tensor."""
         total = self.forms() * (self.strength / 2)
+        if self.prior:
+            total = total + self.prior / 2 * self._squared_length().to(total.device)
         self._value = total.detach()
         return total
+
+    def _squared_length(self) -> Tensor:
+        """|theta - theta_0|^2 over the adapter's parameters, each once."""
+        lengths = [reader().matrix().square().sum() for reader in self._moved.values()]
+        return torch.stack([length.to(lengths[0].device) for length in lengths]).sum()

@@ -61,7 +61,7 @@ def _since(name: str, layer: Any, plain: Callable[[], Shift], anchor: Anchor) ->
         return plain
     kind, active = require_kind(name, base), active_of(layer)
     with torch.no_grad():
-        now = kind.matrix(base, effective(layer, kind, active))  # in the weight's own layout
+        now = kind.matrix(base, effective(layer, kind, active)).reshape(base.weight.shape)  # in its own layout
     born = [factors(layer, adapter) for adapter in active]
     unmoved = not any(bool(piece.up.any()) for piece in born)  # then the weight alone should be the anchored one
     dora = any(has_magnitude(layer, adapter) for adapter in active)

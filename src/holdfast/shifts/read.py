@@ -114,7 +114,8 @@ def check_readable(name: str, layer: Any) -> None:
     raise HoldfastError(
         f"layer {name!r} carries {what}, whose shift is not read yet",
         wanted="LoRA (with rsLoRA, DoRA, PiSSA ...) or full fine-tuning",
-        remedy="use LoRA on other layers, or hold on in function space: holdfast.Distill needs no shift",
+        remedy="hold on to the adapter's own parameters: Anchor.estimate(model, source, curvature='diagonal', "
+        "space='adapter', per='sequence'); in function space: holdfast.Distill needs no shift; or use LoRA",
     )
 
 
