@@ -6,7 +6,7 @@ from report_rows import COMPARISON, row
 from holdfast.report.comparison import compare, least_forgetting
 from holdfast.report.finding import finding, support
 from holdfast.report.heat import heat
-from holdfast.report.words import setting_name
+from holdfast.report.words import old_data, setting_name
 
 
 def test_medians_are_over_paired_seeds():
@@ -93,3 +93,21 @@ def test_what_a_user_sets_is_never_merged_as_if_it_were_a_seed():
         "Kronecker, damping 0.1 (strength 0.3)",
         "Distillation on its own text (strength 0.4)",
     ]
+
+
+@pytest.mark.parametrize(
+    ("penalty", "needed"),
+    [
+        ("none", "none"),
+        ("identity", "none"),
+        ("distill-self", "none"),
+        ("kronecker", "once, for the anchor"),
+        ("rank-one", "once, for the anchor"),
+        ("kronecker-root, damping 0.1", "once, for the anchor"),
+        ("eigen-sequence+distill-self", "once, for the anchor"),
+        ("identity-root+replay", "in every step"),
+        ("diagonal+distill-source", "in every step"),
+    ],
+)
+def test_when_old_data_is_needed(penalty, needed):
+    assert old_data(penalty) == needed

@@ -2,6 +2,7 @@
 
 import math
 
+from holdfast import catalogue
 from holdfast.report.comparison import PLAIN, Setting, Span
 
 MISSING = "–"
@@ -30,10 +31,7 @@ _MEANINGS = {
     "distill-random": "the model keeps its own earlier answers on random tokens: no old data",
     "replay": "source text is trained on beside the target: the baseline that needs all old data",
 }
-# Old data that a penalty needs: before training, and in every step.
-_OLD_DATA = {"diagonal": "once, for the anchor", "kronecker": "once, for the anchor"} | dict.fromkeys(
-    ("distill", "distill-source", "replay"), "in every step"
-)
+_REHEARSED = ("distill", "distill-source", "replay")  # need old data in every step
 
 
 def method_name(method: str) -> str:
@@ -55,8 +53,13 @@ def meaning(penalty: str) -> str:
 
 def old_data(penalty: str) -> str:
     """When old data is needed."""
-    needs = {_OLD_DATA.get(part, "none") for part in penalty.partition(", ")[0].split("+")}
-    return next((need for need in ("in every step", "once, for the anchor") if need in needs), "none")
+    parts = penalty.partition(", ")[0].split("+")
+    if any(part in _REHEARSED for part in parts):
+        return "in every step"
+    # A part is a curvature's name, or begins with it: "kronecker-root", "diagonal-sequence".
+    measured = [kind for kind in catalogue.names("curvature") if catalogue.curvature(kind).statistics()]
+    anchored = any(f"{part}-".startswith(f"{kind}-") for part in parts for kind in measured)
+    return "once, for the anchor" if anchored else "none"
 
 
 def strength_text(setting: Setting) -> str:
