@@ -50,7 +50,7 @@ class Anchor:
         space: Space = "weights",
         fisher: Fisher = "sampled",
         draws: int = 1,
-        per: Per = "token",
+        per: Per | None = None,
         keep: int = 256,
         max_items: int | None = None,
         dtype: torch.dtype | None = None,
@@ -81,7 +81,7 @@ class Anchor:
                 empirical Fisher: about twice as large on language models, and no forecast).
             draws: labels drawn for each item: less noise for as many backward passes.
             per: "token" takes every position as an example of its own; "sequence" sums a sequence's gradient before
-                squaring it: each curvature says what it then is.
+                squaring it: each curvature says what it then is. None: as suits the curvature, nearly always "token".
             keep: examples that the curvatures of stored samples keep.
             max_items: stop after the batch in which this many scored items were seen.
             dtype: of the products that make the sums, torch.bfloat16 for instance; sums stay in float32.
@@ -100,6 +100,7 @@ class Anchor:
                 the base weights, non-finite sums.
         """
         kind = catalogue.curvature(curvature)
+        per = per or kind.per
         check_options(fisher, draws, per, fraction, source, kind)
         parts = select_parts(model, targets, space)
         plain = needs_gradients(parts, kind, per)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from holdfast.curvature.statistic import LayerSize, Reading, Statistic
 from holdfast.factors.amount import Amount
+from holdfast.rows import Per
 
 LADDER = ("full", "low-rank:256", "low-rank:64", "low-rank:16", "diagonal")
 
@@ -23,6 +24,7 @@ class Curvature(ABC):
     kind: ClassVar[str]
     paper: ClassVar[str]
     forecasts: ClassVar[bool] = True  # whether 1/2 <D, C D> is a forecast of the loss in nats
+    per: ClassVar[Per] = "token"  # what it takes as an example unless told otherwise
     squares: ClassVar[bool] = True  # whether its sums are of squared gradients: draws are weighted for those
     elementwise: ClassVar[bool] = False  # whether C D = F * D with sums that a whole gradient makes as one row
     ladder: ClassVar[tuple[str, ...]] = LADDER  # storages of its sides, from the best to the smallest
@@ -89,6 +91,10 @@ class Curvature(ABC):
 
 class Movement(Protocol):
     """What a curvature that couples layers asks of a shift (see `holdfast.shifts.shift`)."""
+
+    def priced(self, form: Curvature) -> Tensor:
+        """<D, C D>, 0-d, differentiable."""
+        ...
 
     def projected(self, inputs: Tensor, gradients: Tensor) -> Tensor:
         """sum over t of g_nt^T D x_nt for each n, (n, t, in) and (n, t, out) -> (n,), differentiable."""

@@ -80,6 +80,7 @@ class Statistic(ABC):
 
     reads: ClassVar[Reads]
     shared: ClassVar[bool] = True
+    additive: ClassVar[bool] = True  # whether states add up number by number; where not, they meet in `merge` alone
 
     def __init__(self, size: LayerSize, reading: Reading, first: Any = None) -> None:
         self.size, self.reading = size, reading

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from holdfast.shifts.shift import Form, Shift
+from holdfast.shifts.shift import Form, Shift, mapped
 
 
 class Dense(Shift):
@@ -19,6 +19,13 @@ class Dense(Shift):
 
     def products(self, curvature: Form) -> tuple[Tensor, ...]:
         return (curvature.apply(self.delta),)
+
+    def projected(self, inputs: Tensor, gradients: Tensor) -> Tensor:
+        return (mapped(self.delta, inputs) * gradients).sum(dim=(1, 2))
+
+    def between(self, other: Shift, gradients: Tensor, inputs: Tensor) -> Tensor:
+        """tr((D^T G) D' S^T)."""
+        return other.projected(inputs[None], (self.delta.T @ gradients)[None])[0]
 
     def matrix(self) -> Tensor:
         return self.delta

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from holdfast.shifts.shift import Form, Shift
+from holdfast.shifts.shift import Form, Shift, mapped
 
 
 class LowRank(Shift):
@@ -32,6 +32,14 @@ class LowRank(Shift):
     def products(self, curvature: Form) -> tuple[Tensor, ...]:
         for_up, for_down = curvature.thin(self.scale * self.up, self.down)
         return self.scale * for_up, for_down
+
+    def projected(self, inputs: Tensor, gradients: Tensor) -> Tensor:
+        """scale * sum over t of (up^T g_nt) . (down x_nt): of D, nothing is formed."""
+        return self.scale * (mapped(self.down, inputs) * (gradients @ self.up)).sum(dim=(1, 2))
+
+    def between(self, other: Shift, gradients: Tensor, inputs: Tensor) -> Tensor:
+        """scale * tr((up^T G) D' (down S)^T): with another low-rank D', products of its rank only."""
+        return self.scale * other.projected((self.down @ inputs)[None], (self.up.T @ gradients)[None])[0]
 
     def matrix(self) -> Tensor:
         return self.scale * (self.up @ self.down)

@@ -1,8 +1,9 @@
 """The interface of the room: a layer's weight now, minus its weight at the anchor."""
 
 from abc import ABC, abstractmethod
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
+import torch
 from torch import Tensor
 
 
@@ -38,6 +39,27 @@ class Shift(ABC):
         <part, product> = <D, C D> for each.
         """
 
+    def priced(self, form: Form, degree: int = 2) -> Tensor:
+        """<D, C D>, 0-d, of that degree in D, where C D is 1/degree of its gradient; differentiable once."""
+        return _Priced.apply(self, form, degree, *self.parts)
+
+    @abstractmethod
+    def projected(self, inputs: Tensor, gradients: Tensor) -> Tensor:
+        """sum over t of g_nt^T D x_nt for each n, differentiable: (n, t, in) and (n, t, out) -> (n,).
+
+        Integer inputs, (n, t), are indices of one-hot x.
+        """
+
+    @abstractmethod
+    def between(self, other: "Shift", gradients: Tensor, inputs: Tensor) -> Tensor:
+        """<D, G D' S^T> for another layer's shift D', 0-d, differentiable.
+
+        Args:
+            other: D', (out', in').
+            gradients: G, (out, out').
+            inputs: S, (in, in').
+        """
+
     @abstractmethod
     def matrix(self) -> Tensor:
         """D itself, (out, in), materialised."""
@@ -46,3 +68,27 @@ class Shift(ABC):
     @abstractmethod
     def shape(self) -> tuple[int, int]:
         """(out, in)."""
+
+
+class _Priced(torch.autograd.Function):
+    """<D, C D> as a function of the shift's parts, with the gradient written down.
+
+    Autograd over the same products would multiply by the symmetric factors once more.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, shift: Shift, form: Form, degree: int, *parts: Tensor) -> Tensor:
+        products = shift.products(form)
+        ctx.degree = degree
+        ctx.save_for_backward(*products)
+        return (parts[0] * products[0]).sum()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        return None, None, None, *(ctx.degree * upstream * product for product in ctx.saved_tensors)
+
+
+def mapped(matrix: Tensor, rows: Tensor) -> Tensor:
+    """matrix x for rows x, (k, in) and (..., in) -> (..., k); integers, (...), are indices of one-hot rows."""
+    return rows @ matrix.T if rows.is_floating_point() else matrix.T[rows]
