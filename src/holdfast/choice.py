@@ -15,12 +15,13 @@ class RowChoice:
     What is drawn for a batch depends on its number alone, not on what was drawn before it or in which process.
 
     Attributes:
+        number: of the batch.
         positions: (batch, length) boolean mask of the positions that count; None: all do.
         keys: what stands in for each sequence's input.
     """
 
     def __init__(self, fraction: float, seed: int) -> None:
-        self.fraction, self.seed = fraction, seed
+        self.fraction, self.seed, self.number = fraction, seed, 0
         self.positions: Tensor | None = None
         self.keys: list[int] | None = None
         self._generator = torch.Generator()
@@ -28,7 +29,7 @@ class RowChoice:
 
     def begin(self, number: int, positions: Tensor | None, keys: list[int] | None) -> None:
         """The batch of that number follows."""
-        self.positions, self.keys = positions, keys
+        self.number, self.positions, self.keys = number, positions, keys
         # The generator uses 32 bits of its seed.
         self._generator.manual_seed(zlib.crc32(f"{self.seed} {number}".encode()))
 
@@ -63,7 +64,8 @@ class RowChoice:
         if chosen is not None:
             sequence = sequence[chosen.cpu()]
         lengths = torch.bincount(sequence, minlength=batch).tolist()
-        return Origin(lengths, self.keys if self.keys is not None and len(self.keys) == batch else None, draw)
+        keys = self.keys if self.keys is not None and len(self.keys) == batch else None
+        return Origin(lengths, keys, draw, self.number)
 
     def clear(self) -> None:
         """Forget the batch."""

@@ -20,11 +20,13 @@ class Origin:
         keys: what stands in for each sequence's input, so that what is drawn for it does not depend on the batch;
             None where the batch names no sequences.
         draw: the number of the backward pass over the batch.
+        batch: the number of the batch.
     """
 
     lengths: list[int]
     keys: list[int] | None = None
     draw: int = 0
+    batch: int = 0
 
     def split(self, rows: Tensor) -> tuple[Tensor, ...]:
         """The rows of each sequence."""
