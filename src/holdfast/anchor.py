@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from holdfast import anchor_file, catalogue, merging
-from holdfast.anchor_options import check_finite, check_options
+from holdfast.anchor_options import check_finite, check_options, check_place
 from holdfast.batches import batches_of
 from holdfast.collecting import measure
 from holdfast.curvature.curvature import Curvature
+from holdfast.curvature.offload import Place
 from holdfast.curvature.statistic import Reading
 from holdfast.errors import HoldfastError
 from holdfast.fingerprint import alike, fingerprint, identical
@@ -20,6 +21,7 @@ from holdfast.likelihood import Fisher, ForwardLoss, Items, bare
 from holdfast.measurement import Measurement, Sampling
 from holdfast.parameters import ParameterMeasurement, needs_gradients
 from holdfast.parts import Part, Space, frozen_under, parts_in, select_parts, sizes_of
+from holdfast.plan.probing import for_model
 from holdfast.pretrained import at_anchor, at_start
 from holdfast.rows import Per
 from holdfast.targets import Targets
@@ -54,6 +56,9 @@ class Anchor:
         keep: int = 256,
         max_items: int | None = None,
         dtype: torch.dtype | None = None,
+        memory: int | str | None = None,
+        storage: str | None = None,
+        offload: Place | None = None,
         fraction: float = 1.0,
         batch_size: int = 8,
         forward_loss: ForwardLoss | None = None,
@@ -85,6 +90,14 @@ class Anchor:
             keep: examples that the curvatures of stored samples keep.
             max_items: stop after the batch in which this many scored items were seen.
             dtype: of the products that make the sums, torch.bfloat16 for instance; sums stay in float32.
+            memory: bytes ("4GiB") that the running sums, and then the curvature, may take. Wide factors are kept as
+                low-rank sketches, then smaller ones, then diagonals, until all fit; what was chosen is in
+                `facts["plan"]`, how much of each trace it holds in `facts["captured"]`. The model, a batch and
+                what one layer needs while its factors are finished come on top.
+            storage: of factors, where it is smaller than "full": "blocks:1024", "low-rank:256", "diagonal". None:
+                full, but for sides of more than 30,000 numbers, and for what `memory` is too small for.
+            offload: where running sums are kept: None beside the model, "cpu", or "disk", in nameless files of the
+                temporary folder (TMPDIR).
             fraction: the share of positions whose rows enter the sums, drawn at random per batch.
             batch_size: for a `datasets.Dataset`.
             forward_loss: `f(model, batch)` returning (logits, labels), (outputs, float targets) for normal noise of
@@ -97,11 +110,12 @@ class Anchor:
 
         Raises:
             HoldfastError: no data, no matching layer, a layer that no scored item depends on, adapters that changed
-                the base weights, non-finite sums.
+                the base weights, non-finite sums, a memory budget that nothing fits into, no space to offload to.
         """
         kind = catalogue.curvature(curvature)
         per = per or kind.per
         check_options(fisher, draws, per, fraction, source, kind)
+        check_place(offload)
         parts = select_parts(model, targets, space)
         plain = needs_gradients(parts, kind, per)
         weights = {name: fingerprint(part.tensor) for name, part in parts.items()}
@@ -114,22 +128,29 @@ class Anchor:
         if not kind.statistics():
             curvatures = {name: kind.from_sums(size, {}, 1) for name, size in sizes.items()}
             return cls(curvatures, weights, curvature, None, 0, facts)
-        reader = Items(model, forward_loss)
+        reader, reading = Items(model, forward_loss), Reading(dtype, per, keep, seed, offload)
         moving = [part.tensor for part in parts.values()] if plain else []
         with at_anchor(model) if space == "weights" else at_start(model, moving):
+            chosen, batches = for_model(
+                reader, parts, sizes, kind, reading, batches_of(source, batch_size), memory=memory, storage=storage
+            )
             curvatures, measured = measure(
                 reader,
                 parts if plain else {name: part.module for name, part in parts.items()},
-                sizes,
+                chosen.sizes,
                 kind,
-                batches_of(source, batch_size),
-                reading=Reading(dtype, per, keep, seed),
+                batches,
+                reading=reading,
                 sampling=Sampling(fisher, draws, fraction, seed),
                 max_items=max_items,
                 progress=progress,
                 by=ParameterMeasurement if plain else Measurement,
             )
         check_finite(curvatures)
+        if memory is not None or storage is not None or chosen.notes:
+            facts |= {"plan": chosen.facts()}
+        captured = {name: shares for name, curvature in curvatures.items() if (shares := curvature.captured())}
+        facts |= {"captured": captured} if captured else {}
         facts |= {"item": item or reader.item, "data_sha256": measured.digest.hexdigest()}
         return cls(curvatures, weights, curvature, fisher, measured.items, facts)
 

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 
 from holdfast.curvature.curvature import Curvature
+from holdfast.curvature.offload import PLACES
 from holdfast.errors import HoldfastError
 from holdfast.likelihood import FISHERS
 from holdfast.rows import PER
@@ -40,6 +41,12 @@ def check_options(fisher: str, draws: int, per: str, fraction: float, source: An
         raise HoldfastError(
             f"curvature {kind.kind!r} needs no source data, and some was given", remedy="leave the source out"
         )
+
+
+def check_place(offload: str | None) -> None:
+    """Raise HoldfastError for a place that running sums can't be kept in."""
+    if offload not in PLACES:
+        raise HoldfastError(f"offload={offload!r}", wanted=f"one of {', '.join(map(str, PLACES))}")
 
 
 def check_finite(curvatures: dict[str, Curvature]) -> None:

@@ -1,0 +1,54 @@
+"""The plan for a model at hand: its first batch shows which layers read the same tensor."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
+from itertools import chain
+from typing import Any
+
+import torch
+
+from holdfast.batches import to_device
+from holdfast.curvature.curvature import Curvature
+from holdfast.curvature.statistic import LayerSize, Reading
+from holdfast.layers import device_of
+from holdfast.likelihood import Items
+from holdfast.parts import Part
+from holdfast.plan.choosing import FLOAT, Plan, make
+from holdfast.plan.shapes import Shapes, leaders
+
+
+def for_model(
+    reader: Items,
+    parts: Mapping[str, Part],
+    sizes: dict[str, LayerSize],
+    kind: type[Curvature],
+    reading: Reading,
+    batches: Iterable[Any],
+    *,
+    memory: int | str | None = None,
+    storage: str | None = None,
+) -> tuple[Plan, Iterable[Any]]:
+    """The plan, and the batches with nothing missing; without a budget no batch is looked at.
+
+    Raises:
+        HoldfastError: as for `holdfast.plan.make`.
+    """
+    found: dict[str, str] = {}
+    modules = {name: part.module for name, part in parts.items() if part.kind is not None}
+    if memory is not None and len(modules) == len(parts):
+        first, batches = _peeked(batches)
+        if first:
+            found = leaders(modules, partial(reader.read, to_device(first[0], device_of(reader.model))))
+    double = torch.float64 in (reading.dtype, *(part.tensor.dtype for part in parts.values()))
+    plan = make(
+        Shapes(sizes, found), kind, reading, memory=memory, storage=storage, each=2 * FLOAT if double else FLOAT
+    )
+    return plan, batches
+
+
+def _peeked(batches: Iterable[Any]) -> tuple[list[Any], Iterable[Any]]:
+    """The first batch, if there is one, and all of them; what is drawn at random afterwards is drawn as without it."""
+    with torch.random.fork_rng(devices=[]):
+        iterator = iter(batches)
+        first = [batch for batch, _ in zip(iterator, range(1), strict=False)]
+    return first, chain(first, iterator) if isinstance(batches, Iterator) else batches
