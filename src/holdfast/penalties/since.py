@@ -12,7 +12,7 @@ from holdfast.layers import require_kind
 from holdfast.parts import Part, parts_in, select_parts
 from holdfast.shifts.dense import Dense
 from holdfast.shifts.low_rank import LowRank
-from holdfast.shifts.read import Kept, active_of, effective, factors, has_magnitude, readers
+from holdfast.shifts.read import Kept, active_of, effective, factors, has_magnitude, readers, refuse_weightless
 from holdfast.shifts.shift import Shift
 from holdfast.targets import ALL_LINEAR, base_layers, canonical
 
@@ -30,6 +30,7 @@ def readers_since(model: nn.Module, anchor: Anchor) -> dict[str, Callable[[], Sh
         return _parts_since(model, anchor)
     adapted = {canonical(n): m for n, m in model.named_modules() if hasattr(m, "lora_A") and hasattr(m, "base_layer")}
     if not adapted and not any(hasattr(m, "base_layer") for m in model.modules()):
+        refuse_weightless(model)
         anchor.check(model)
         trainable = {n: m for n, m in base_layers(model).items() if m.weight.requires_grad}
         reference = {n: m.weight.detach().clone() for n, m in trainable.items()}

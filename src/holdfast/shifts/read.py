@@ -13,6 +13,10 @@ from holdfast.shifts.low_rank import LowRank
 from holdfast.shifts.shift import Shift
 from holdfast.targets import base_layers, canonical
 
+ELSEWHERE = (
+    "hold on to the adapter's own parameters, by Anchor.estimate(model, source, curvature='diagonal', "
+    "space='adapter', per='sequence'), or in function space: holdfast.Distill needs no shift"
+)
 Reader = Callable[[], Shift]
 
 
@@ -57,6 +61,7 @@ def readers(model: nn.Module, reference: Mapping[str, Tensor] | None = None) -> 
     adapted = {n: m for n, m in model.named_modules() if hasattr(m, "base_layer") and hasattr(m, "active_adapters")}
     if adapted:
         return {canonical(name): _adapter_reader(canonical(name), m, reference) for name, m in adapted.items()}
+    refuse_weightless(model)
     if reference is None:
         raise HoldfastError(
             "the model has no adapter, so its shifts can't be told from its weights alone",
@@ -100,6 +105,13 @@ def _adapter_reader(name: str, layer: Any, reference: Mapping[str, Tensor] | Non
     return read
 
 
+def refuse_weightless(model: nn.Module) -> None:
+    """Raise HoldfastError for an adapter that stands around no layer: prefixes and prompts move no weight."""
+    kinds = [str(config.peft_type).rpartition(".")[2] for config in getattr(model, "peft_config", {}).values()]
+    if kinds and not any(hasattr(module, "base_layer") for module in model.modules()):
+        raise HoldfastError(f"an adapter of {', '.join(kinds)} moves no weight of the model", remedy=ELSEWHERE)
+
+
 def check_readable(name: str, layer: Any) -> None:
     """Raise HoldfastError for adapters whose effect is not known to be a shift of the layer's weight."""
     variants = {type(variant).__name__ for variant in getattr(layer, "lora_variant", {}).values()}
@@ -114,8 +126,7 @@ def check_readable(name: str, layer: Any) -> None:
     raise HoldfastError(
         f"layer {name!r} carries {what}, whose shift is not read yet",
         wanted="LoRA (with rsLoRA, DoRA, PiSSA ...) or full fine-tuning",
-        remedy="hold on to the adapter's own parameters: Anchor.estimate(model, source, curvature='diagonal', "
-        "space='adapter', per='sequence'); in function space: holdfast.Distill needs no shift; or use LoRA",
+        remedy=f"{ELSEWHERE}; or use LoRA",
     )
 
 
