@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from laws import drawn
+from networks import NETWORKS
 from safetensors.torch import load_file
 from torch.testing import assert_close
 from transformers import AutoModelForCausalLM
@@ -87,6 +88,16 @@ def test_other_storage_is_refused(anchor: Anchor, tmp_path: Path) -> None:
     with pytest.raises(HoldfastError, match=r"(?s)stored as torch\.float16.*bfloat16"):
         anchor.save(tmp_path / "anchor", dtype=torch.float16)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_band_of_blocks_is_not_rounded(tmp_path: Path) -> None:
+    llama = NETWORKS["llama"]
+    band = Anchor.estimate(llama.build(), llama.batches(2), curvature="tridiagonal", progress=False)
+    with pytest.raises(HoldfastError, match=r"(?s)'tridiagonal' would not stay positive.*float32"):
+        band.save(tmp_path / "anchor", dtype=torch.bfloat16)
+    band.save(tmp_path / "anchor")
+    for name, curvature in Anchor.load(tmp_path / "anchor").curvatures.items():
+        assert_close(curvature.tensors(), band.curvatures[name].tensors(), rtol=0, atol=0)
 
 
 def test_the_streamed_file_is_what_the_library_reads(tmp_path: Path) -> None:

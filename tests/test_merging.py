@@ -7,21 +7,24 @@ from typing import Any
 
 import pytest
 import torch
+from adapted import lora, move
 from laws import EXACT, dense, drawn, price, same
 from networks import NETWORKS, Network
 from torch.testing import assert_close
 
 from holdfast import catalogue
 from holdfast.anchor import Anchor
-from holdfast.curvature.curvature import Curvature
+from holdfast.curvature.curvature import Coupled, Curvature
 from holdfast.curvature.eigen import Eigen
 from holdfast.curvature.kronecker import Kronecker
 from holdfast.curvature.two_sided import TwoSided
 from holdfast.errors import HoldfastError
 from holdfast.merging import APPROXIMATION
+from holdfast.penalties.quadratic import Penalty
 
 MEASURED = {name: catalogue.curvature(name) for name in catalogue.names("curvature")}
 MEASURED = {name: kind for name, kind in MEASURED.items() if kind.statistics() and kind is not Eigen}
+BANDS = [name for name, kind in MEASURED.items() if not kind.linear and not issubclass(kind, TwoSided)]
 LLAMA = NETWORKS["llama"]
 PARTS = (slice(0, 3), slice(3, 4), slice(4, None))  # of unequal size
 
@@ -51,6 +54,8 @@ def kronecker(*factors: tuple[Any, Any]) -> list[Anchor]:
 @pytest.mark.parametrize("kind", MEASURED)
 def test_parts_add_up_to_the_whole(kind: str, network: str, per: str, fisher: str) -> None:
     options: dict[str, Any] = {"curvature": kind, "per": per, "fisher": fisher}
+    if network == "conv1d":
+        options["targets"] = ["first"]  # what couples layers needs the same rows in all of them
     parts = [anchor(NETWORKS[network], rows, **options) for rows in PARTS]
     whole = anchor(NETWORKS[network], **options)
     merged = Anchor.merge(parts)
@@ -58,6 +63,17 @@ def test_parts_add_up_to_the_whole(kind: str, network: str, per: str, fisher: st
     assert (merged.items, merged.kind, merged.fisher) == (whole.items, kind, fisher)
     same(merged, Anchor.merge([Anchor.merge(parts[:2]), parts[2]]))
     merged.check(NETWORKS[network].build())
+
+
+@pytest.mark.parametrize("kind", [name for name, kind in MEASURED.items() if issubclass(kind, Coupled)])
+def test_terms_between_layers_add_up_too(kind: str) -> None:
+    parts = [anchor(LLAMA, rows, curvature=kind, per="sequence", fisher="data") for rows in PARTS]
+    whole = anchor(LLAMA, curvature=kind, per="sequence", fisher="data")
+    model = lora(LLAMA, LLAMA.build())
+    penalties = [Penalty(model, one) for one in (whole, Anchor.merge(parts))]
+    move(model)
+    first, second = (penalty().detach() for penalty in penalties)
+    assert_close(second, first, **EXACT)
 
 
 def test_the_parts_stay_on_record(tmp_path: Path) -> None:
@@ -157,17 +173,24 @@ def test_eigenvectors_do_not_add_up(combine: Any) -> None:
         combine(*parts)
 
 
-@pytest.mark.parametrize("kind", MEASURED)
+@pytest.mark.parametrize("kind", [name for name in MEASURED if name not in BANDS])
 def test_precisions_of_tasks_are_summed(kind: str) -> None:
     old, new = (anchor(NETWORKS["mlp"], rows, curvature=kind) for rows in PARTS[:2])
     total = Anchor.accumulate(old, new, decay=0.25)
-    approximate = issubclass(MEASURED[kind], TwoSided)
+    approximate = not MEASURED[kind].linear
     assert total.facts.get("approximation") == (APPROXIMATION if approximate else None)
     for name, curvature in total.curvatures.items():
         exact = 0.25 * dense(old.curvatures[name]) + dense(new.curvatures[name])
         assert_close(dense(curvature).trace(), exact.trace(), **EXACT)
         if not approximate:
             assert_close(dense(curvature), exact, **EXACT)
+
+
+@pytest.mark.parametrize("kind", BANDS)
+def test_bands_of_several_tasks_are_refused(kind: str) -> None:
+    old, new = (anchor(NETWORKS["mlp"], rows, curvature=kind) for rows in PARTS[:2])
+    with pytest.raises(HoldfastError, match=rf"(?s)curvatures '{kind}' of several tasks.*list of anchors"):
+        Anchor.accumulate(old, new)
 
 
 def partial_traces(curvatures: Sequence[tuple[float, Curvature]]) -> list[torch.Tensor]:

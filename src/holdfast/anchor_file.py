@@ -42,6 +42,11 @@ def save(anchor: "Anchor", folder: Path, dtype: torch.dtype | None = None) -> No
     """
     if dtype not in STORAGES:
         raise HoldfastError(f"an anchor can't be stored as {dtype}", wanted="torch.float32 or torch.bfloat16")
+    if dtype is torch.bfloat16 and not all(curvature.rounds for curvature in anchor.curvatures.values()):
+        raise HoldfastError(
+            f"curvature {anchor.kind!r} would not stay positive semi-definite in bfloat16",
+            remedy="store it in float32",
+        )
     check_destination(folder)
     layers, tensors = _named(anchor.curvatures)
     forms = {key: packing.form_of(key, tensor, dtype) for key, tensor in tensors.items()}

@@ -13,6 +13,7 @@ from holdfast.errors import HoldfastError
 if TYPE_CHECKING:
     from holdfast.anchor import Anchor
 
+KEPT = ("base_model", "products", "base", "plan")  # facts of one anchor that are those of several
 ORIGIN = ("base_model", "source", "seed", "data_sha256")  # facts that tell parts apart
 OPTIONS = ("item", "per", "draws", "fraction", "form", "space")  # facts that must agree for sums to mean the same
 APPROXIMATION = (
@@ -49,14 +50,19 @@ def merge(anchors: Sequence["Anchor"]) -> dict[str, Any]:
     first = anchors[0]
     hashes = "".join(part.get("data_sha256") or "" for part in parts)
     digest = {"data_sha256": hashlib.sha256(hashes.encode()).hexdigest()} if hashes else {}
-    common = {k: v for k, v in first.facts.items() if all(a.facts.get(k) == v for a in anchors)}
+    common = {k: v for k, v in _kept(first).items() if all(a.facts.get(k) == v for a in anchors)}
+    curvatures = _together(anchors, lambda same: type(same[0]).merged(same, shares))
     return {
-        "curvatures": _together(anchors, lambda same: type(same[0]).merged(same, shares)),
+        "curvatures": curvatures,
         "weights": first.weights,
         "kind": first.kind,
         "fisher": first.fisher,
         "items": total,
-        "facts": common | {"base_model": first.facts.get("base_model")} | digest | {"parts": parts},
+        "facts": {"base_model": first.facts.get("base_model")}
+        | common
+        | digest
+        | _captured(curvatures)
+        | {"parts": parts},
     }
 
 
@@ -81,15 +87,25 @@ def accumulate(old: "Anchor", new: "Anchor", decay: float = 1.0) -> dict[str, An
     tasks = [task | {"share": task["share"] * decay} for task in _tasks(old)] + _tasks(new)
     curvatures = _together([old, new], lambda same: _summed(same, shares))
     products = any(isinstance(curvature, TwoSided) for curvature in curvatures.values())
-    facts = {k: v for k, v in new.facts.items() if k not in ("source", "seed", "data_sha256", "parts")}
+    facts = _kept(new) | _captured(curvatures) | {"tasks": tasks}
     return {
         "curvatures": curvatures,
         "weights": new.weights,
         "kind": new.kind,
         "fisher": new.fisher,
         "items": old.items + new.items,
-        "facts": facts | {"tasks": tasks} | ({"approximation": APPROXIMATION} if products else {}),
+        "facts": facts | ({"approximation": APPROXIMATION} if products else {}),
     }
+
+
+def _kept(anchor: "Anchor") -> dict[str, Any]:
+    return {k: anchor.facts[k] for k in (*KEPT, *OPTIONS) if k in anchor.facts}
+
+
+def _captured(curvatures: Mapping[str, Curvature]) -> dict[str, Any]:
+    """What share of its trace each layer's approximation holds, as in an anchor that was measured."""
+    found = {name: shares for name, curvature in curvatures.items() if (shares := curvature.captured())}
+    return {"captured": found} if found else {}
 
 
 def _parts(anchor: "Anchor") -> list[dict[str, Any]]:
@@ -105,8 +121,13 @@ def _tasks(anchor: "Anchor") -> list[dict[str, Any]]:
 
 def _summed(parts: Sequence[Any], shares: Sequence[float]) -> Curvature:
     """The sum of the parts, each times its share; of Kronecker products, the one of the same partial traces."""
-    kind = type(parts[0])
+    kind: type[Any] = type(parts[0])
     if not issubclass(kind, TwoSided):
+        if not kind.linear:
+            raise HoldfastError(
+                f"curvatures {kind.kind!r} of several tasks do not add up to one",
+                remedy="give the penalty the list of anchors, which it adds up exactly",
+            )
         return kind.merged(parts, shares)
     inputs, gradients = [part.inputs for part in parts], [part.gradients for part in parts]
     sizes = [(float(s.diagonal().sum()), float(g.diagonal().sum())) for s, g in zip(inputs, gradients, strict=True)]

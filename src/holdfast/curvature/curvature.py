@@ -27,6 +27,8 @@ class Curvature(ABC):
     per: ClassVar[Per] = "token"  # what it takes as an example unless told otherwise
     squares: ClassVar[bool] = True  # whether its sums are of squared gradients: draws are weighted for those
     elementwise: ClassVar[bool] = False  # whether C D = F * D with sums that a whole gradient makes as one row
+    linear: ClassVar[bool] = True  # whether `merged` is the sum of the parts for any shares, those of other sums too
+    rounds: ClassVar[bool] = True  # whether it stays positive semi-definite in bfloat16 (`holdfast.packing`)
     ladder: ClassVar[tuple[str, ...]] = LADDER  # storages of its sides, from the best to the smallest
     after: ClassVar["type[Curvature] | None"] = None  # measured in a pass of its own before this one
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import NamedTuple, Self
 
 import torch
@@ -53,12 +53,16 @@ class Tridiagonal(Coupled):
 
     **Chains.** Rows of two layers must match one to one. Layers with other rows (strided or pooled, modules called
     more often), embeddings, and layers whose factors are not stored in full have no block with their neighbours, nor
-    have the neighbours of a layer without a shift: the chain is broken there, and each piece has a tau of its own.
-    Anchors stored in bfloat16 are positive to their rounding only; damping makes up for it.
+    have the neighbours of a layer without a shift: the chain is broken there, and each piece has a tau of its own. In
+    the space of an adapter (LaLoRA's block-tridiagonal KFAC) the two factors of each module are a chain of their own,
+    so that tau is 1: with both measured at one start it is the whole form of the linearised shift.
+    Anchors of this kind are not stored in bfloat16, where blocks would be rounded one by one.
     """
 
     kind = "tridiagonal"
     paper = "KFAC, arXiv 1503.05671 sec. 3 and 4.3; LaLoRA, arXiv 2512.17720"
+    linear = False
+    rounds = False  # blocks that are rounded one by one are no longer those of one positive matrix
 
     def __init__(self, own: Kronecker, place: Tensor, cross: Cross | None = None) -> None:
         self.own = own  # the diagonal block
@@ -74,12 +78,12 @@ class Tridiagonal(Coupled):
     def link(cls, sums: Mapping[str, Mapping[str, Statistic]]) -> dict[str, dict[str, Statistic]]:
         """Each layer's rows go to the layer before it as well, unless one of the two can't be linked."""
         further: dict[str, dict[str, Statistic]] = {}
-        for place, own in enumerate(sums.values()):
-            for half in _halves(own):
+        for place, name in enumerate(chain.from_iterable(_by_chain(sums))):
+            for half in _halves(sums[name]):
                 half.place = place
-        for (_, own), (name, following) in pairwise(sums.items()):
-            inputs, gradients = _halves(own)
-            size, reading = following["inputs"].size, inputs.reading
+        for before, name in chain.from_iterable(map(pairwise, _by_chain(sums))):
+            inputs, gradients = _halves(sums[before])
+            size, reading = _halves(sums[name])[0].size, inputs.reading
             if linkable(inputs.size) and linkable(size):
                 inputs.link, gradients.link = Link(reading), Link(reading)
                 further[name] = {
@@ -100,9 +104,9 @@ class Tridiagonal(Coupled):
     def joint(cls, curvatures: Mapping[str, Self], shifts: Mapping[str, Movement], *, taper: bool = True) -> Tensor:
         first = next(iter(curvatures.values())).own.gradients.diagonal().device
         terms = [shifts[name].priced(curvature.own) for name, curvature in curvatures.items()]
-        for chain in chains(curvatures):
-            tau = 1 / (2 * math.cos(math.pi / (len(chain) + 1))) if taper else 1.0
-            for name, following in pairwise(chain):
+        for layers in chains(curvatures):
+            tau = 1 / (2 * math.cos(math.pi / (len(layers) + 1))) if taper else 1.0
+            for name, following in pairwise(layers):
                 cross = curvatures[name].cross
                 assert cross is not None
                 between = shifts[name].between(shifts[following], cross.gradients, cross.inputs)
@@ -160,6 +164,14 @@ def chains(curvatures: Mapping[str, Tridiagonal]) -> list[list[str]]:
         else:
             found.append([name])
     return found
+
+
+def _by_chain(sums: Mapping[str, Mapping[str, Statistic]]) -> list[list[str]]:
+    """The layers of each chain that `LayerSize.chain` names, in the model's order."""
+    found: dict[str, list[str]] = {}
+    for name, own in sums.items():
+        found.setdefault(_halves(own)[0].size.chain, []).append(name)
+    return list(found.values())
 
 
 def _halves(sums: Mapping[str, Statistic]) -> tuple[Next, Next]:

@@ -24,6 +24,8 @@ class TwoSided(Curvature):
         ridge: (2,), added to the diagonals of S and G. Kept apart, so that layers go on sharing one S in memory.
     """
 
+    linear = False  # a sum of Kronecker products is none
+
     def __init__(self, inputs: Factor, gradients: Factor, rows: Tensor, ridge: Tensor | None = None) -> None:
         self.inputs, self.gradients, self.rows = inputs, gradients, rows
         self.ridge = rows.new_zeros(2) if ridge is None else ridge
