@@ -229,3 +229,17 @@ def test_sequence_to_sequence_models_are_refused() -> None:
     config = T5Config(vocab_size=9, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2)
     with pytest.raises(HoldfastError, match="writes another"):
         Items(T5ForConditionalGeneration(config))
+
+
+@pytest.mark.parametrize(
+    ("name", "missing"), [("bert-regression", float("nan")), ("bert-several", -100.0), ("bert-sequence", -100)]
+)
+def test_examples_without_a_label_are_no_items(name: str, missing: float) -> None:
+    head = HEADS[name]
+    blank = head.rows[1] | {"labels": torch.full_like(head.rows[1]["labels"], missing)}
+    reader = Items(head.build())
+    batch = head.batch([head.rows[0], blank, head.rows[2]])
+    assert reader.items_in(batch) == reader.run(batch).items == 2
+    assert reader.positions(batch).any(dim=1).tolist() == [True, False, True]
+    scored = head.batch([head.rows[0], head.rows[2]])
+    assert_close(summed_loss(reader.run(batch)), summed_loss(reader.run(scored)), **EXACT)
