@@ -1,7 +1,7 @@
 """What curvature is measured of, one part for each parameter: base layers' weights, or what an adapter trains."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -24,6 +24,7 @@ class Part:
     module: Any
     parameter: str  # its name in the module
     kind: LayerKind | None  # None: it is no layer's weight, or the layer is not called on the batch's rows
+    chain: str = ""  # the adapter of one layer that it belongs to
 
     @property
     def tensor(self) -> Any:
@@ -83,15 +84,30 @@ def parts_in(model: nn.Module, space: Space) -> dict[str, Part]:
             # A variant of LoRA may call its layers on more than the batch (DoRA) or on some of its rows (aLoRA).
             elsewhere = PROMPT in path.split(".") or path.startswith(tuple(strange))
             kind = kind_of(module) if own == "weight" and alone and not elsewhere else None
-            found[canonical(path if kind is not None else f"{path}.{own}".removeprefix("."))] = Part(module, own, kind)
+            name = canonical(path if kind is not None else f"{path}.{own}".removeprefix("."))
+            found[name] = Part(module, own, kind, _chain(path, modules))
     return found
+
+
+def _chain(path: str, modules: Mapping[str, nn.Module]) -> str:
+    """What the layers of one adapter of one module have in common: the module, and the adapter's name in PEFT's."""
+    parent, _, leaf = path.rpartition(".")
+    owner = next((p for p in _above(path) if hasattr(modules[p], "base_layer")), parent)
+    return f"{owner}:{leaf if isinstance(modules[parent], nn.ModuleDict) else ''}"
+
+
+def _above(path: str) -> Iterator[str]:
+    """The paths of the modules around one, the innermost first."""
+    while path:
+        path = path.rpartition(".")[0]
+        yield path
 
 
 def sizes_of(parts: Mapping[str, Part], *, flat: bool) -> dict[str, LayerSize]:
     """What statistics need to know of each part; `flat`: all of them as (1, n)."""
     if flat:
         return {name: LayerSize(1, part.tensor.numel()) for name, part in parts.items()}
-    return {name: LayerSize(*part.size, indexed=part.indexed) for name, part in parts.items()}
+    return {name: LayerSize(*part.size, indexed=part.indexed, chain=part.chain) for name, part in parts.items()}
 
 
 def frozen_under(model: nn.Module, parts: Mapping[str, Part]) -> dict[str, Tensor]:

@@ -28,6 +28,7 @@ class LayerSize:
         out, inn: W is (out, in).
         indexed: an embedding's input rows are indices, standing for one-hot rows.
         inputs, gradients: how second moments of the two sides are summed and stored.
+        chain: layers of one chain are neighbours in the model's order, where a curvature couples neighbours.
     """
 
     out: int
@@ -35,6 +36,7 @@ class LayerSize:
     indexed: bool = False
     inputs: Storage = field(default=Storage(Full))
     gradients: Storage = field(default=Storage(Full))
+    chain: str = ""
 
     def __post_init__(self) -> None:
         if self.indexed:
