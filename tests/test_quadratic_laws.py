@@ -4,7 +4,8 @@ import pytest
 import torch
 from adapted import CASES, adapt, effective_shifts, lora, move
 from allocations import Allocations
-from laws import EXACT, drawn, price
+from coupled import joint_price
+from laws import EXACT, drawn
 from networks import NETWORKS, Network
 from penalising import ROUNDING, STRENGTH, anchor_of, gradients_of
 from torch import nn
@@ -41,7 +42,7 @@ def test_structured_equals_dense(kind: str, flavour: str, name: str) -> None:
     penalty = Penalty(model, anchor_of(name, kind), STRENGTH, damping=0.2)
     move(model)
     forms = {layer: curvature.damped(0.2) for layer, curvature in penalty.prices[0].curvatures.items()}
-    dense = sum(price(forms[layer], reader().matrix()) for layer, reader in penalty.prices[0].readers.items())
+    dense = joint_price(forms, {layer: reader().matrix() for layer, reader in penalty.prices[0].readers.items()})
     value = penalty()
     assert_close(value, STRENGTH / 2 * dense, **EXACT)
     wanted = gradients_of(STRENGTH / 2 * dense, model)
@@ -57,7 +58,7 @@ def test_the_forecast_is_half_the_price_of_what_moved(kind: str, flavour: str, n
     penalty = Penalty(model, anchor, STRENGTH, damping=0.2)
     move(model)
     moved = effective_shifts(model, network)
-    wanted = sum(0.5 * float(price(anchor.curvatures[layer], delta)) for layer, delta in moved.items())
+    wanted = 0.5 * float(joint_price({layer: anchor.curvatures[layer] for layer in moved}, moved))
     tolerance = 1e-5 if flavour == "pissa" else 1e-9  # PEFT computes PiSSA's start in float32
     assert_close(sum(penalty.per_layer().values()), wanted, rtol=tolerance, atol=0)
     if catalogue.curvature(kind).forecasts:
