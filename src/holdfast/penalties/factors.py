@@ -99,8 +99,8 @@ class FactorPenalty(Regularizer):
         _check_anchor(anchor)
         self.model, self.strength, self.prior = model, strength, prior
         self.neighbours, self.refresh = neighbours, refresh
-        self.prices = Prices(model, anchor, damping=0.0)
         self.pairs = _pairs(model)
+        self.prices = Prices(model, anchor, damping=0.0)
         self._value: float | Tensor = 0.0
         reached = {id(leaf) for pair in self.pairs for leaf in leaves(factors(pair.layer, pair.adapter))}
         warn_of_unpriced(model, reached)
