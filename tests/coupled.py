@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 from laws import dense, price
-from networks import NETWORKS, Network
-from torch import Tensor
+from networks import NETWORKS, Batch, Network
+from torch import Tensor, nn
 
 from holdfast import catalogue
 from holdfast.anchor import Anchor
@@ -25,6 +25,18 @@ def anchor_of(name: str, kind: str, batches: list[Any] | None = None, **options:
     options = {"targets": network.targets, "forward_loss": network.forward_loss, "progress": False} | options
     batches = network.batches(2) if batches is None else batches
     return Anchor.estimate(options.pop("model", None) or network.build(), batches, curvature=kind, **options)
+
+
+def of_outputs(model: nn.Module, batch: Batch, kind: str = "tridiagonal", **options: Any) -> Anchor:
+    """Over all linear layers, the head as well, for half the squared error of every position's outputs."""
+    options = {"targets": ".*", "progress": False, "fisher": "exact", "forward_loss": outputs_and_targets} | options
+    return Anchor.estimate(model, [batch], curvature=kind, **options)
+
+
+def outputs_and_targets(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+    """(items, outputs) and targets that the exact Fisher does not look at."""
+    outputs = model(batch["x"]).flatten(0, -2)
+    return outputs, torch.zeros_like(outputs)
 
 
 def joint_price(curvatures: Mapping[str, Any], deltas: Mapping[str, Tensor]) -> Tensor:
