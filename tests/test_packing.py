@@ -90,10 +90,10 @@ def test_a_matrix_that_is_not_positive_has_no_root() -> None:
 @pytest.mark.parametrize(
     ("name", "shape", "dtype", "forms"),
     [
-        ("inputs.full", (20, 20), torch.float32, ("triangle", "triangle", "root")),
-        ("inputs.blocks", (3, 20, 20), torch.float32, ("triangle", "triangle", "root")),
+        ("inputs.full", (20, 20), torch.float32, ("triangle", "triangle", "cholesky")),
+        ("inputs.blocks", (3, 20, 20), torch.float32, ("triangle", "triangle", "cholesky")),
         ("inputs.full", (1, 1), torch.float32, ("plain", "plain", "plain")),
-        ("inputs.full", (2, 2), torch.float32, ("triangle", "triangle", "root")),
+        ("inputs.full", (2, 2), torch.float32, ("triangle", "triangle", "cholesky")),
         ("fisher", (20, 30), torch.float64, ("plain", "plain", "rounded")),
         ("inputs.low-rank", (30, 4), torch.float32, ("plain", "plain", "rounded")),
         ("inputs.low-rank.diagonal", (30,), torch.float32, ("plain", "plain", "plain")),

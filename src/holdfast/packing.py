@@ -17,7 +17,7 @@ STRIP = 512  # rows worked on at once
 SHRINK = (2**-20, 2**-17, 2**-14, 2**-11)  # of what is off the diagonal, until Cholesky's method goes through
 
 # Form -> how the names of its pieces end: a square is packed; a number is rounded; a root comes with the diagonal.
-ENDINGS = {"plain": ("",), "rounded": ("",), "triangle": ("",), "root": (".diagonal", ".root")}
+ENDINGS = {"plain": ("",), "rounded": ("",), "triangle": ("",), "cholesky": (".diagonal", ".cholesky")}
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Piece:
 
 
 def form_of(name: str, tensor: Tensor, dtype: torch.dtype | None) -> str:
-    """How a tensor of that name is stored: "plain", "triangle", "rounded" or "root".
+    """How a tensor of that name is stored: "plain", "triangle", "rounded" or "cholesky".
 
     Args:
         name: as `Curvature.tensors` has it.
@@ -41,7 +41,7 @@ def form_of(name: str, tensor: Tensor, dtype: torch.dtype | None) -> str:
     if tensor.dtype not in FLOATS or (tensor.numel() < EXACT_BELOW and not square):
         return "plain"
     if dtype is torch.bfloat16:
-        return "root" if square else "rounded" if tensor.dim() > 1 else "plain"
+        return "cholesky" if square else "rounded" if tensor.dim() > 1 else "plain"
     return "triangle" if square else "plain"
 
 
@@ -59,7 +59,7 @@ def pieces(form: str, tensor: Tensor, dtype: torch.dtype | None) -> dict[str, Pi
         return {"": Piece(kept, triangle, lambda: pack(tensor).to(kept))}
     return {
         ".diagonal": Piece(torch.float32, shape[:-1], lambda: tensor.diagonal(dim1=-2, dim2=-1).float()),
-        ".root": Piece(torch.bfloat16, triangle, lambda: pack_root(tensor)),
+        ".cholesky": Piece(torch.bfloat16, triangle, lambda: pack_root(tensor)),
     }
 
 
@@ -69,8 +69,8 @@ def unpacked(form: str, stored: dict[str, Tensor]) -> Tensor:
     Raises:
         ValueError: pieces of sizes that don't go together.
     """
-    if form == "root":
-        return unpack_root(stored[".root"], stored[".diagonal"])
+    if form == "cholesky":
+        return unpack_root(stored[".cholesky"], stored[".diagonal"])
     return {"plain": _same, "rounded": Tensor.float, "triangle": unpack}[form](stored[""])
 
 
