@@ -159,5 +159,7 @@ def test_what_has_no_factors_is_refused() -> None:
     model = adapt("lora", network)
     with pytest.raises(HoldfastError, match=r"give it to holdfast\.Penalty"):
         FactorPenalty(model, estimate(model, network))
+    with torch.no_grad():
+        next(iter(lora_layers(model).values())).base_layer.weight.add_(0.1)
     with pytest.raises(HoldfastError, match="another model"):
-        FactorPenalty(adapt("lora", NETWORKS["gpt2"]), anchor)
+        FactorPenalty(model, anchor)
