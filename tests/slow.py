@@ -101,8 +101,8 @@ def diagonal(rows: Rows, items: int, delta: Tensor) -> Tensor:
     return sum(own.square() for _, own in rows) / items * delta
 
 
-def eigen(rows: Rows, items: int, delta: Tensor) -> Tensor:
-    """Each row's gradient in the eigenbases of G and S, squared one by one."""
+def eigen(rows: Rows, items: int, delta: Tensor, owns: list[Tensor] | None = None) -> Tensor:
+    """Each row's gradient in the eigenbases of G and S, squared one by one; or others, `owns`, in those bases."""
     inputs = sum(torch.outer(x, x) for x, _ in rows)
     gradients = torch.zeros(delta.shape[0], delta.shape[0], dtype=delta.dtype)
     for x, own in rows:
@@ -112,7 +112,8 @@ def eigen(rows: Rows, items: int, delta: Tensor) -> Tensor:
     one_hot = all(int((x != 0).sum()) == 1 for x, _ in rows)  # an embedding: S is diagonal, and stays so
     turn_in = torch.eye(len(inputs), dtype=delta.dtype) if one_hot else torch.linalg.eigh(inputs / len(rows))[1]
     turn_out = torch.linalg.eigh(gradients / items)[1]
-    moments = sum((turn_out.T @ own @ turn_in).square() for _, own in rows) / items
+    owns = [own for _, own in rows] if owns is None else owns
+    moments = sum((turn_out.T @ own @ turn_in).square() for own in owns) / items
     return turn_out @ (moments * (turn_out.T @ delta @ turn_in)) @ turn_in.T
 
 

@@ -46,9 +46,12 @@ class Eigen(Curvature):
     is measured in a second one with the same drawn labels. L is the Fisher's own diagonal in that basis, where
     Kronecker has the outer product of its eigenvalues: the best positive diagonal in Frobenius norm, so never further
     from the Fisher of the layer than Kronecker. Exact where gradients and inputs are independent (it is then
-    Kronecker) and where the Fisher is diagonal in the basis. Sides stored in blocks
-    turn within them; a side without eigenvectors (an embedding's inputs, diagonal and low-rank factors) is left as it
-    is.
+    Kronecker) and where the Fisher is diagonal in the basis. Sides stored in blocks turn within them; a side without
+    eigenvectors (an embedding's inputs, diagonal and low-rank factors) is left as it is.
+
+    Per sequence, L_ij = 1/items * sum over sequences (sum over t of (U_G^T g_t)_i (U_S^T x_t)_j)^2, the diagonal of
+    the Fisher of whole sequences; U_G and U_S are of rows all the same, since means and sums over sequences, of which
+    there are fewer than directions, would leave most of a basis to rounding.
     """
 
     kind = "eigen"
