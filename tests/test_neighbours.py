@@ -99,6 +99,27 @@ def test_merged_anchors_are_the_anchor_of_all_data(name: str) -> None:
     assert_close(joint_price(merged.curvatures, deltas), joint_price(whole.curvatures, deltas), rtol=1e-9, atol=0)
 
 
+@pytest.mark.parametrize(
+    "offers",
+    [
+        [(0, [2, 4]), (1, [3, 3])],  # as many rows, of other sequences
+        [(0, [6]), (0, [6]), (1, [6]), "next batch", (1, [6]), (0, [6]), (1, [6])],  # unequal, the other way round
+        [(1, [6]), "next draw", (0, [6])],
+        [(0, [6])],
+    ],
+    ids=["sequences", "balanced over batches", "balanced over draws", "alone"],
+)
+def test_rows_without_their_partner_leave_no_sum(offers: list[Any]) -> None:
+    link, batch, draw = Link(Reading()), 0, 0
+    for offer in offers:
+        batch, draw = batch + (offer == "next batch"), draw + (offer == "next draw")
+        if isinstance(offer, tuple):
+            link.offer(offer[0], drawn(1, 6, 4 - offer[0]), Origin(offer[1], None, draw, batch))
+    link.settle()
+    assert link.total is None
+    assert link.unmatched > 0
+
+
 def test_sums_away_from_the_device_are_the_same() -> None:
     kept, rows = {}, [drawn(seed, 6, width) for seed, width in ((1, 4), (2, 3))]
     for place in (None, "cpu", "disk"):

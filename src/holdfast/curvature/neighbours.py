@@ -182,4 +182,4 @@ class GradientsBefore(Half):
 
 def linkable(size: LayerSize) -> bool:
     """Whether a layer's own factors are whole, so that blocks beside them keep the whole positive."""
-    return not size.indexed and size.inputs.structure is size.gradients.structure is Full
+    return size.inputs.structure is size.gradients.structure is Full  # an embedding's inputs never are
