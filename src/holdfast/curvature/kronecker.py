@@ -17,8 +17,9 @@ class Kronecker(TwoSided):
 
     so D is never formed: O(r (out^2 + in^2)). Approximations: inputs independent of gradients, layers independent
     of each other, positions independent of each other ("expand", arXiv 2311.00636); per sequence, x is the
-    sequence's mean input and g its summed gradient ("reduce"). Exact for a linear network with squared error, and
-    for one row.
+    sequence's mean input and g its summed gradient ("reduce"; a re-used module's inputs have a mean for each call).
+    "Reduce" prices no key of attention without rotary positions: keys that all move alike change nothing, so their
+    gradients sum to zero. Exact for a linear network with squared error, and for one row.
     """
 
     kind = "kronecker"
