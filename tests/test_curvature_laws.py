@@ -17,7 +17,7 @@ from holdfast.anchor import Anchor
 from holdfast.curvature.statistic import LayerSize, Reading
 from holdfast.layers import is_embedding, require_kind
 from holdfast.likelihood import Items
-from holdfast.measurement import Measurement, Sampling
+from holdfast.measurement import Measurement, Sampling, Watch
 from holdfast.pretrained import at_anchor
 from holdfast.targets import select
 
@@ -106,10 +106,9 @@ def measured(network: Network, kind: str, batches: list[Batch], share: bool = Tr
     layers = select(model, network.targets)
     sizes = {n: LayerSize(*require_kind(n, m).size(m), is_embedding(require_kind(n, m))) for n, m in layers.items()}
     first = {} if made.after is None else anchor_of(network, made.after.kind, fisher="data").curvatures
-    found = Measurement(Items(model, network.forward_loss), layers, sizes, made, Reading(), Sampling("data"), first)
-    if not share:
-        found.share = False
-        found._reset()
+    reading = Reading(per=made.per)
+    reader, watch = Items(model, network.forward_loss), Watch(share=share)
+    found = Measurement(reader, layers, sizes, made, reading, Sampling("data"), first, watch=watch)
     with at_anchor(model):
         for batch in batches:
             found.add(batch)

@@ -24,6 +24,7 @@ from holdfast.parts import Part, Space, frozen_under, parts_in, select_parts, si
 from holdfast.plan.probing import for_model
 from holdfast.pretrained import at_anchor, at_start
 from holdfast.rows import Per
+from holdfast.stopping import check_extent
 from holdfast.targets import Targets
 
 
@@ -55,6 +56,7 @@ class Anchor:
         per: Per | None = None,
         keep: int = 256,
         max_items: int | None = None,
+        until: float | None = None,
         dtype: torch.dtype | None = None,
         memory: int | str | None = None,
         storage: str | None = None,
@@ -64,12 +66,17 @@ class Anchor:
         forward_loss: ForwardLoss | None = None,
         item: str | None = None,
         seed: int = 0,
+        checkpoint: str | Path | None = None,
+        shard: bool = False,
         progress: bool = True,
     ) -> Self:
         """Measure the curvature of the source loss at the model's present weights.
 
         Streams once over the data in eval mode. Only inputs and output gradients of the targeted layers are read:
         no weight gradient is formed. Every mode, flag, hook and random state is as before afterwards.
+
+        Under torch.distributed all ranks must call it with the same source. They share its batches, and the result
+        is that of one process; with a `forward_loss`, which names no sequences, other examples are kept ("samples").
 
         Args:
             model: a transformers model, or any module together with `forward_loss`.
@@ -89,6 +96,9 @@ class Anchor:
                 squaring it: each curvature says what it then is. None: as suits the curvature, nearly always "token".
             keep: examples that the curvatures of stored samples keep.
             max_items: stop after the batch in which this many scored items were seen.
+            until: stop as soon as <D, C D> along each layer's leading directions is known to this relative standard
+                error, 0.02 say, told from two halves of the data (`holdfast.agreement`): twice the memory for sums. A
+                warning says so where the data end first; `facts["agreement"]` holds what was reached.
             dtype: of the products that make the sums, torch.bfloat16 for instance; sums stay in float32.
             memory: bytes ("4GiB") that the running sums, and then the curvature, may take. Wide factors are kept as
                 low-rank sketches, then smaller ones, then diagonals, until all fit; what was chosen is in
@@ -106,6 +116,10 @@ class Anchor:
                 "attention_mask" is 0.
             item: what one scored item is, for reports; None: "token", "example" or "utterance", as the head has it.
             seed: of the drawn labels and positions.
+            checkpoint: a folder for the sums so far, written every minute and when interrupted. The same call goes on
+                from there; the folder is removed at the end.
+            shard: under torch.distributed, each layer's sums are held by one rank, which the others send rows to;
+                rank 0 alone gets the finished curvatures. Otherwise every rank holds all sums and gets them all.
             progress: show a progress bar.
 
         Raises:
@@ -115,6 +129,7 @@ class Anchor:
         kind = catalogue.curvature(curvature)
         per = per or kind.per
         check_options(fisher, draws, per, fraction, source, kind)
+        check_extent(until, checkpoint, shard, kind)
         check_place(offload)
         parts = select_parts(model, targets, space)
         plain = needs_gradients(parts, kind, per)
@@ -134,7 +149,7 @@ class Anchor:
             chosen, batches = for_model(
                 reader, parts, sizes, kind, reading, batches_of(source, batch_size), memory=memory, storage=storage
             )
-            curvatures, measured = measure(
+            measured = measure(
                 reader,
                 parts if plain else {name: part.module for name, part in parts.items()},
                 chosen.sizes,
@@ -143,15 +158,20 @@ class Anchor:
                 reading=reading,
                 sampling=Sampling(fisher, draws, fraction, seed),
                 max_items=max_items,
+                until=until,
+                checkpoint=None if checkpoint is None else Path(checkpoint),
+                shard=shard,
                 progress=progress,
                 by=ParameterMeasurement if plain else Measurement,
             )
+        curvatures = measured.curvatures
         check_finite(curvatures)
         if memory is not None or storage is not None or chosen.notes:
             facts |= {"plan": chosen.facts()}
         captured = {name: shares for name, curvature in curvatures.items() if (shares := curvature.captured())}
         facts |= {"captured": captured} if captured else {}
-        facts |= {"item": item or reader.item, "data_sha256": measured.digest.hexdigest()}
+        facts |= {"item": item or reader.item, "data_sha256": measured.data_sha256}
+        facts |= {"until": until, "agreement": measured.agreement}
         return cls(curvatures, weights, curvature, fisher, measured.items, facts)
 
     def check(self, model: nn.Module) -> None:

@@ -1,14 +1,73 @@
-"""Passes over source data: as many batches as asked for, once or twice."""
+"""Curvatures from source data: passes over it, once or twice, in one process or several."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from itertools import chain
+from pathlib import Path
 from typing import Any
 
 from holdfast.curvature.curvature import Curvature
 from holdfast.curvature.statistic import LayerSize, Reading
 from holdfast.errors import HoldfastError
 from holdfast.likelihood import Items
-from holdfast.measurement import Measurement, Sampling
-from holdfast.progress import track
+from holdfast.measurement import Measurement, Sampling, Summation
+from holdfast.ranks import Ranks, different_data
+from holdfast.resuming import Checkpoint, identity
+from holdfast.rounds import Pass
+from holdfast.sharding import check_shardable, finished, groups_in, owners_of
+from holdfast.stopping import Extent
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What was measured, and on what.
+
+    Attributes:
+        curvatures: of every layer; with sharding none on ranks other than 0.
+        items: scored.
+        data_sha256: of the batches.
+        agreement: relative standard error of q along leading directions, where the halves were compared
+            (`holdfast.agreement`); of two passes the larger.
+    """
+
+    curvatures: dict[str, Curvature]
+    items: int
+    data_sha256: str
+    agreement: float | None
+
+
+@dataclass
+class _Task:
+    """What the passes over the data have in common."""
+
+    reader: Items
+    layers: Any
+    sizes: dict[str, LayerSize]
+    reading: Reading
+    sampling: Sampling
+    by: Any
+    ranks: Ranks
+    groups: dict[str, str] | None = None
+    owners: dict[str, int] | None = None
+
+    def empty(self, kind: type[Curvature], first: dict[str, Curvature] | None, watch: Any, post: Any) -> Summation:
+        """Sums to fill."""
+        return self.by(
+            self.reader, self.layers, self.sizes, kind, self.reading, self.sampling, first, watch=watch, post=post
+        )
+
+    def curvatures(self, summed: Summation) -> dict[str, Curvature]:
+        """Of all layers, or of those that this rank owns."""
+        owners, found = self.owners, {}
+        own = None if owners is None else [layer for layer in owners if owners[layer] == self.ranks.rank]
+
+        def make() -> tuple[()]:
+            found.update(summed.curvatures(own))
+            return ()
+
+        self.ranks.together(make)
+        return found
 
 
 def measure(
@@ -21,46 +80,118 @@ def measure(
     reading: Reading,
     sampling: Sampling,
     max_items: int | None = None,
+    until: float | None = None,
+    checkpoint: Path | None = None,
+    shard: bool = False,
     progress: bool = True,
     by: Any = Measurement,
-) -> tuple[dict[str, Curvature], Measurement]:
+) -> Measured:
     """The curvature of every layer, and what it was measured on.
 
     `by` is what sums, and says what `layers` are. A kind that comes `after` another takes two passes, over the same
-    batches with the same drawn labels.
+    batches with the same drawn labels; with `until` each goes on until its own sums are stable. The ranks of
+    torch.distributed share the batches. See `Anchor.estimate` for the options.
 
     Raises:
         HoldfastError: no scored item, a layer that no item depends on, data that can be read only once but must be
-            read twice.
+            read twice, ranks with different data, a rank that failed, or a checkpoint of something else.
     """
-    first: dict[str, Curvature] | None = None
-    if kind.after is not None:
-        if isinstance(batches, Iterator):
-            raise HoldfastError(
-                f"curvature {kind.kind!r} reads the source twice, and this one is used up after one pass",
-                remedy="pass a list of batches, a DataLoader or a dataset instead of a generator",
+    kinds = [kind] if kind.after is None else [kind.after, kind]
+    if len(kinds) > 1 and isinstance(batches, Iterator):
+        raise HoldfastError(
+            f"curvature {kind.kind!r} reads the source twice, and this one is used up after one pass",
+            remedy="pass a list of batches, a DataLoader or a dataset instead of a generator",
+        )
+    if shard:
+        _check_shard(kinds, by)
+    extent, first, passes = Extent(max_items, until), None, []
+    with Ranks.present() as ranks:
+        task = _Task(reader, layers, sizes, reading, sampling, by, ranks)
+        stored = None if checkpoint is None else Checkpoint(checkpoint, _settings(task, kind, extent, shard))
+        if shard and ranks.world > 1:
+            batches = _share_out(task, kinds, batches)
+        for number, one in enumerate(kinds, start=1):
+            # What a second pass turns into is measured by rows: by sequences, most of its directions are undecided.
+            task.reading = reading if one is kind else replace(reading, per="token")
+            walk = Pass(
+                reader,
+                partial(task.empty, one, first),
+                batches,
+                ranks,
+                extent,
+                seed=sampling.seed,
+                groups=task.groups,
+                owners=task.owners,
+                checkpoint=stored,
+                number=number,
+                shown=progress,
             )
-        first, _ = measure(
-            reader, layers, sizes, kind.after, batches,
-            reading=reading, sampling=sampling, max_items=max_items, progress=progress,
-        )  # fmt: skip
-    measured = by(reader, layers, sizes, kind, reading, sampling, first)
-    collect(measured, batches, max_items, progress)
-    if measured.items == 0:
+            summed = walk.run()
+            _check_read(walk)
+            if stored is not None and one is not kind and not walk.complete:
+                walk.save(complete=True)
+            first = task.curvatures(summed)
+            passes.append(walk)
+        assert first is not None
+        curvatures = first if task.owners is None else finished(first, task.owners, kind, ranks)
+        if stored is not None and ranks.first:
+            stored.remove()
+    found = [walk.progress.agreement for walk in passes]
+    known = [one for one in found if one is not None]
+    last = passes[-1]
+    return Measured(curvatures, sum(last.progress.items), last.digest.hexdigest(), max(known, default=None))
+
+
+def _check_shard(kinds: Sequence[type[Curvature]], by: type) -> None:
+    for kind in kinds:
+        check_shardable(kind)
+    if not issubclass(by, Measurement):
+        raise HoldfastError(
+            "shard=True spreads the sums of layers over ranks, and these are sums over plain parameters",
+            remedy="leave shard off: an adapter's own parameters are small",
+        )
+
+
+def _share_out(task: _Task, kinds: Sequence[type[Curvature]], batches: Iterable[Any]) -> Iterable[Any]:
+    """Settle which rank holds which sums, seen on the first batch; returns batches that still hold it."""
+    source = iter(batches)
+
+    def look() -> tuple[()]:
+        first = [batch for batch, _ in zip(source, range(1), strict=False)]
+        seen.extend(first)
+        task.groups = groups_in(task.reader, task.layers, first[0]) if first else {}
+        return ()
+
+    seen: list[Any] = []
+    task.ranks.together(look)
+    task.owners = owners_of(task.groups or {}, task.sizes, kinds, task.reading, task.ranks.world)
+    return chain(seen, source) if isinstance(batches, Iterator) else batches
+
+
+def _check_read(walk: Pass) -> None:
+    if len(set(walk.ranks.gathered(walk.digest.hexdigest()))) > 1:
+        raise different_data()
+    if not sum(walk.progress.items):
         raise HoldfastError(
             "the source data has no scored item",
             causes=["the iterable is empty or was already used up", "every label is -100 or padding"],
             remedy="pass batches with input_ids and, where only part is scored, labels",
         )
-    return measured.curvatures(), measured
 
 
-def collect(measured: Measurement, batches: Iterable[Any], max_items: int | None, progress: bool) -> None:
-    """All batches, or as many as hold `max_items` scored items."""
-    total = len(batches) if isinstance(batches, Sized) else None
-    with track("anchor", total, shown=progress) as advance:
-        for batch in batches:
-            if max_items is not None and measured.items >= max_items:
-                break
-            measured.add(batch)
-            advance()
+def _settings(task: _Task, kind: type[Curvature], extent: Extent, shard: bool) -> dict[str, Any]:
+    """What decides the sums, for a checkpoint to compare."""
+    reading = {name: str(value) for name, value in vars(task.reading).items() if name != "offload"}
+    layers = {n: [s.out, s.inn, s.inputs.name, s.gradients.name] for n, s in task.sizes.items()}
+    loss: Any = task.reader.forward_loss
+    return {
+        "curvature": kind.kind,
+        **reading,
+        **asdict(task.sampling),
+        **asdict(extent),
+        "ranks": task.ranks.world,
+        "shard": shard,
+        "forward_loss": None if loss is None else getattr(loss, "__qualname__", type(loss).__qualname__),
+        "layers": layers,
+        "weights": identity(task.reader.model),
+    }

@@ -1,8 +1,8 @@
 """The sums that a curvature asks for, filled batch by batch."""
 
-import hashlib
-from collections.abc import Mapping
-from dataclasses import dataclass
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from holdfast.curvature.statistic import LayerSize, Reading, Statistic
 from holdfast.errors import HoldfastError
 from holdfast.layers import device_of
 from holdfast.likelihood import Fisher, Items, LabelSampler, passes
-from holdfast.rows import RowSink
+from holdfast.sharding import Post, Routed
 from holdfast.statistics import GradientsHiddenError, InputsDivergedError, Recorder
 
 
@@ -28,8 +28,118 @@ class Sampling:
     seed: int = 0
 
 
-class Measurement:
-    """The sums of every layer's statistics, with the scored items and the data that they came from."""
+@dataclass(frozen=True)
+class Watch:
+    """How a model is watched: the cheapest way that sees everything.
+
+    Attributes:
+        share: layers that are given the same tensor share their sums over it.
+        stems: outputs of modules that are no target require a gradient.
+        groups: which layers share, where it is known before the first batch (`holdfast.sharing`).
+    """
+
+    share: bool = True
+    stems: bool = False
+    groups: Mapping[str, str] | None = None
+
+    def after(self, error: InputsDivergedError | GradientsHiddenError) -> "Watch":
+        """The way that sees what this one did not.
+
+        Raises:
+            HoldfastError: there is none.
+        """
+        if isinstance(error, InputsDivergedError):  # a layer is called in ways its neighbours are not
+            return replace(self, share=False, groups=None)
+        if not self.stems:
+            return replace(self, stems=True)
+        raise HoldfastError(
+            str(error),
+            causes=[
+                "reentrant gradient checkpointing of a part whose inputs need no gradient",
+                "torch.no_grad inside",
+            ],
+            remedy="use checkpointing with use_reentrant=False, or leave these layers out of the targets",
+        ) from error
+
+
+class Summation(ABC):
+    """The sums of every layer's statistics, with the scored items that they came from."""
+
+    sizes: dict[str, LayerSize]
+    kind: type[Curvature]
+    sampler: LabelSampler
+    items: int = 0
+    batches: int = 0
+
+    @property
+    @abstractmethod
+    def sums(self) -> dict[str, dict[str, Statistic]]:
+        """Layer -> name -> statistic; layers that are given the same inputs share the statistics of inputs."""
+
+    @property
+    @abstractmethod
+    def groups(self) -> dict[str, str]:
+        """Layer -> the first of the layers that it shares with, for those that were called."""
+
+    @abstractmethod
+    def follow(self, groups: Mapping[str, str]) -> None:
+        """Let layers that were not called here share as they do elsewhere."""
+
+    @abstractmethod
+    def put(self, old: Statistic, new: Statistic) -> None:
+        """A statistic in another's place."""
+
+    @abstractmethod
+    def place(self, layer: str) -> torch.device:
+        """Where a layer's rows are."""
+
+    @abstractmethod
+    def add(self, batch: Any, number: int | None = None) -> None:
+        """One batch; `number` is its place in the data, where it is not the batches before it that were added here.
+
+        Raises:
+            InputsDivergedError, GradientsHiddenError: the model has to be watched in another way (see `Watch.after`);
+                the sums are then of no use.
+        """
+
+    def curvatures(self, layers: Collection[str] | None = None) -> dict[str, Curvature]:
+        """What was measured so far of all layers or of some, normalised by the scored items.
+
+        Raises:
+            HoldfastError: a layer was never called, or no scored item depends on it.
+        """
+        found = {}
+        for layer, own in self.sums.items():
+            if layers is not None and layer not in layers:
+                continue
+            if any(statistic.sum is None for statistic in own.values()):
+                raise HoldfastError(
+                    f"no scored item of the source depends on layer {layer!r}",
+                    causes=[
+                        "the model does not use it for this loss",
+                        "the source never reaches it (an expert)",
+                        "checkpointing with use_reentrant=True keeps its gradient back",
+                    ],
+                    remedy="leave this layer out of the targets, or pass source data that reaches it",
+                )
+            found[layer] = self.kind.from_sums(self.sizes[layer], own, self.items)
+        return found
+
+
+class Measurement(Summation):
+    """Of layers, from rows of their inputs and of their output gradients.
+
+    Args:
+        reader: of the model and its batches.
+        layers: name -> module.
+        sizes: of the same layers.
+        kind: what is to be made of the sums.
+        reading: how rows are read.
+        sampling: which labels and positions count.
+        first: the layers' curvatures of the pass before, where the kind takes two.
+        watch: how.
+        post: what takes rows to the ranks that own the sums; None: they are kept here.
+    """
 
     def __init__(
         self,
@@ -40,115 +150,81 @@ class Measurement:
         reading: Reading,
         sampling: Sampling,
         first: Mapping[str, Curvature] | None = None,
+        *,
+        watch: Watch | None = None,
+        post: Post | None = None,
     ) -> None:
         self.reader, self.layers, self.sizes, self.kind = reader, layers, sizes, kind
-        self.reading, self.sampling, self.first = reading, sampling, first or {}
-        self.device = device_of(reader.model)
-        self.share, self.stems = True, False
-        self.items, self.batches = 0, 0
-        self._reset()
+        self.sampling, self.device = sampling, device_of(reader.model)
+        self.sampler = LabelSampler(sampling.seed)
+        watch, first, made = watch or Watch(), first or {}, kind.statistics()
+        self._sinks: dict[str, dict[str, Any]] = {}
+        for layer, size in sizes.items():
+            own = {name: make(size, reading, first.get(layer)) for name, make in made.items()}
+            self._sinks[layer] = {n: s if post is None else post.route(layer, s) for n, s in own.items()}
+        self._link()
+        targeted = {id(layer) for layer in layers.values()}
+        modules = reader.model.modules() if watch.stems else []
+        leaves = [m for m in modules if next(m.children(), None) is None and id(m) not in targeted]
+        self.recorder = Recorder(
+            layers,
+            self._sinks,
+            stems=leaves,
+            share=watch.share,
+            groups=watch.groups,
+            fraction=sampling.fraction,
+            seed=sampling.seed,
+        )
 
-    def _reset(self) -> None:
-        made = self.kind.statistics()
-        self._sinks: dict[str, dict[str, Any]] = {
-            layer: {name: make(size, self.reading, self.first.get(layer)) for name, make in made.items()}
-            for layer, size in self.sizes.items()
-        }
+    def _link(self) -> None:
         if issubclass(self.kind, Coupled):
             for layer, further in self.kind.link(self.sums).items():
                 self._sinks[layer] |= further
-        targeted = {id(layer) for layer in self.layers.values()}
-        modules = self.reader.model.modules() if self.stems else []
-        leaves = [m for m in modules if next(m.children(), None) is None and id(m) not in targeted]
-        sinks: dict[str, dict[str, RowSink]] = self._sinks
-        self.recorder = Recorder(
-            self.layers,
-            sinks,
-            stems=leaves,
-            share=self.share,
-            fraction=self.sampling.fraction,
-            seed=self.sampling.seed,
-        )
-        self.sampler = LabelSampler(self.sampling.seed)
-        self.digest = hashlib.sha256()
 
     @property
     def sums(self) -> dict[str, dict[str, Statistic]]:
-        """Layer -> name -> statistic; layers that are given the same inputs share the statistics of inputs."""
         names = self.kind.statistics()
-        return {layer: {name: sinks[name] for name in names} for layer, sinks in self._sinks.items()}
+        return {
+            layer: {name: s.statistic if isinstance(s := sinks[name], Routed) else s for name in names}
+            for layer, sinks in self._sinks.items()
+        }
 
-    def add(self, batch: Any) -> None:
-        """One batch. The first shows how the model has to be watched: the cheapest way that sees everything."""
-        while True:
-            try:
-                return self._add(batch)
-            except InputsDivergedError:  # a layer is called in ways its neighbours are not: count every layer alone
-                if self.batches:
-                    raise
-                self.share = False
-            except GradientsHiddenError as error:
-                if self.stems or self.batches:
-                    raise _hidden(error) from error
-                self.stems = True
-            self._reset()
+    @property
+    def groups(self) -> dict[str, str]:
+        return self.recorder.groups
 
-    def _add(self, batch: Any) -> None:
+    def follow(self, groups: Mapping[str, str]) -> None:
+        known = self.groups
+        for layer, leader in groups.items():
+            if layer not in known:
+                common = {n: s for n, s in self._sinks[leader].items() if s.reads == "inputs" and s.shared}
+                self._sinks[layer].update(common)
+
+    def put(self, old: Statistic, new: Statistic) -> None:
+        for sinks in self._sinks.values():
+            sinks.update({name: new for name, sink in sinks.items() if sink is old})
+        self._link()
+
+    def place(self, layer: str) -> torch.device:
+        module: Any = self.layers[layer]
+        return module.weight.device
+
+    def add(self, batch: Any, number: int | None = None) -> None:
         batch = to_device(batch, self.device)
         with self.recorder, torch.enable_grad():
-            self.recorder.begin_batch(self.reader.positions(batch), self.reader.keys(batch))
+            self.recorder.begin_batch(self.reader.positions(batch), self.reader.keys(batch), number)
             scored = self.reader.run(batch)
             for _ in passes(scored, self.sampling.fisher, self.sampler, self.sampling.draws):
                 self.recorder.end_pass()
             self.recorder.end_batch(backpropagated=scored.items > 0)
         self.items += scored.items
         self.batches += 1
-        digest(self.digest, batch)
-
-    def curvatures(self) -> dict[str, Curvature]:
-        """What was measured so far, normalised by the scored items.
-
-        Raises:
-            HoldfastError: a layer was never called, or no scored item depends on it.
-        """
-        return finished(self.kind, self.sizes, self.sums, self.items)
-
-
-def finished(
-    kind: type[Curvature], sizes: Mapping[str, LayerSize], sums: Mapping[str, Mapping[str, Statistic]], items: int
-) -> dict[str, Curvature]:
-    """The curvatures that those sums make.
-
-    Raises:
-        HoldfastError: nothing was added to one of them.
-    """
-    found = {}
-    for layer, own in sums.items():
-        if any(statistic.sum is None for statistic in own.values()):
-            raise HoldfastError(
-                f"no scored item of the source depends on layer {layer!r}",
-                causes=[
-                    "the model does not use it for this loss",
-                    "the source never reaches it (an expert)",
-                    "checkpointing with use_reentrant=True keeps its gradient back",
-                ],
-                remedy="leave this layer out of the targets, or pass source data that reaches it",
-            )
-        found[layer] = kind.from_sums(sizes[layer], own, items)
-    return found
-
-
-def _hidden(error: GradientsHiddenError) -> HoldfastError:
-    return HoldfastError(
-        str(error),
-        causes=["reentrant gradient checkpointing of a part whose inputs need no gradient", "torch.no_grad inside"],
-        remedy="use checkpointing with use_reentrant=False, or leave these layers out of the targets",
-    )
 
 
 def digest(known: Any, batch: Any) -> None:
-    """Add a batch's tensors to a hash."""
-    values = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, (tuple, list)) else [batch]
-    for tensor in values:
-        if isinstance(tensor, Tensor) and tensor.dtype != torch.bfloat16:
-            known.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    """Add the bytes of a batch's tensors to a hash, in their order."""
+    if isinstance(batch, Tensor):
+        known.update(batch.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    elif isinstance(batch, (Mapping, tuple, list)):
+        for value in batch.values() if isinstance(batch, Mapping) else batch:
+            digest(known, value)

@@ -4,7 +4,6 @@ Prefixes, prompts, IA3's vectors, DoRA's magnitudes, biases: no rows of inputs a
 so it is taken whole, for one sequence at a time.
 """
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -18,9 +17,10 @@ from holdfast.curvature.statistic import LayerSize, Reading, Statistic
 from holdfast.errors import HoldfastError
 from holdfast.layers import device_of
 from holdfast.likelihood import Items, LabelSampler, passes
-from holdfast.measurement import Sampling, digest, finished
+from holdfast.measurement import Sampling, Summation, Watch
 from holdfast.parts import Part
 from holdfast.rows import Per
+from holdfast.sharding import Post
 
 
 def needs_gradients(parts: Mapping[str, Part], kind: type[Curvature], per: Per) -> bool:
@@ -48,7 +48,7 @@ def needs_gradients(parts: Mapping[str, Part], kind: type[Curvature], per: Per) 
     return True
 
 
-class ParameterMeasurement:
+class ParameterMeasurement(Summation):
     """As `holdfast.measurement.Measurement`, from `.grad`: sum over sequences of (sum over positions of dl/dw)^2.
 
     The diagonal of the Fisher information itself: with sampled labels the scores of two positions are uncorrelated,
@@ -65,20 +65,40 @@ class ParameterMeasurement:
         reading: Reading,
         sampling: Sampling,
         first: Mapping[str, Curvature] | None = None,
+        *,
+        watch: Watch | None = None,
+        post: Post | None = None,
     ) -> None:
         assert first is None, "no curvature of plain parameters takes two passes"
-        self.reader, self.parts, self.sizes, self.kind, self.sampling = reader, parts, sizes, kind, sampling
+        assert post is None, "every rank holds these sums"
+        self.reader, self.parts, self.sizes, self.kind, self.sampling = reader, parts, dict(sizes), kind, sampling
         self.device = device_of(reader.model)
-        self.items, self.batches = 0, 0
         one_row = replace(reading, per="token")  # what is handed over is summed over its sequence already
-        self.sums: dict[str, dict[str, Statistic]] = {
+        self._sums: dict[str, dict[str, Statistic]] = {
             part: {name: make(size, one_row) for name, make in kind.statistics().items()}
             for part, size in sizes.items()
         }
         self.sampler = LabelSampler(sampling.seed)
-        self.digest = hashlib.sha256()
 
-    def add(self, batch: Any) -> None:
+    @property
+    def sums(self) -> dict[str, dict[str, Statistic]]:
+        return self._sums
+
+    @property
+    def groups(self) -> dict[str, str]:
+        return {}
+
+    def follow(self, groups: Mapping[str, str]) -> None:
+        """Nothing is shared."""
+
+    def put(self, old: Statistic, new: Statistic) -> None:
+        for own in self._sums.values():
+            own.update({name: new for name, one in own.items() if one is old})
+
+    def place(self, layer: str) -> torch.device:
+        return self.parts[layer].tensor.device
+
+    def add(self, batch: Any, number: int | None = None) -> None:
         """One batch, a sequence at a time; `.grad` is as before afterwards."""
         batch = to_device(batch, self.device)
         kept = {part: self.parts[part].tensor.grad for part in self.parts}
@@ -89,7 +109,6 @@ class ParameterMeasurement:
             for part, gradient in kept.items():
                 self.parts[part].tensor.grad = gradient
         self.batches += 1
-        digest(self.digest, batch)
 
     def _add(self, sequence: Any) -> None:
         self._forget()
@@ -111,14 +130,6 @@ class ParameterMeasurement:
     def _forget(self) -> None:
         for part in self.parts.values():
             part.tensor.grad = None
-
-    def curvatures(self) -> dict[str, Curvature]:
-        """What was measured so far, normalised by the scored items.
-
-        Raises:
-            HoldfastError: no scored item depends on a parameter.
-        """
-        return finished(self.kind, self.sizes, self.sums, self.items)
 
 
 def sequences_of(batch: Any) -> list[Any]:

@@ -4,7 +4,6 @@ Every transfer is announced by an exchange of a few numbers in which all ranks t
 rank that is through with its share, or has failed, goes on answering until all are done: so none waits forever.
 """
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from enum import IntEnum
@@ -198,6 +197,20 @@ class Ranks:
         names, tensors = self.take(source, device)
         return dict(zip(names, tensors, strict=True))
 
+    def spread(self, state: dict[str, Tensor] | None, source: int) -> dict[str, Tensor]:
+        """One rank's tensors on all of them, in the CPU's memory."""
+        told: list[Any] = [None]
+        if self.rank == source:
+            assert state is not None
+            state = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+            told = [{name: (tuple(tensor.shape), tensor.dtype) for name, tensor in state.items()}]
+        dist.broadcast_object_list(told, src=source, group=self._control)
+        state = state or {name: torch.empty(shape, dtype=dtype) for name, (shape, dtype) in told[0].items()}
+        for tensor in state.values():
+            if tensor.numel():
+                dist.broadcast(_bytes(tensor), src=source, group=self._control)
+        return state
+
 
 def _outcome(error: BaseException | None) -> int:
     if error is None:
@@ -209,33 +222,11 @@ def _bytes(tensor: Tensor) -> Tensor:
     return tensor.contiguous().reshape(-1).view(torch.uint8)
 
 
-@contextmanager
-def group() -> Iterator[bool]:
-    """The processes that torchrun started, as one group: whether this one is to write and print.
-
-    Without torchrun, and where there is a group already, nothing is set up.
-
-    Raises:
-        PeerError: the others are through, and one of them ended in an error.
-    """
-    started = int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ and not dist.is_initialized()
-    if started:
-        accelerated = torch.cuda.is_available()
-        if accelerated:
-            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-        dist.init_process_group("cpu:gloo,cuda:nccl" if accelerated else "gloo")
-    try:
-        yield not dist.is_initialized() or dist.get_rank() == 0
-        if started:
-            _wait()
-    finally:
-        if started:
-            dist.destroy_process_group()
-
-
-def _wait() -> None:
-    """Until all ranks are here: one that leaves early can abort another's last exchange."""
-    try:
-        dist.barrier()
-    except RuntimeError as error:
-        raise PeerError("another rank ended in an error; it has printed its own message") from error
+def different_data() -> HoldfastError:
+    """The error for ranks that do not see the same source."""
+    return HoldfastError(
+        "the ranks were given different source data",
+        wanted="the same batches in the same order on every rank: each then works on a share of its own",
+        causes=["a DataLoader that shuffles without a seed", "a DistributedSampler"],
+        remedy="pass the whole source on every rank, in one order",
+    )

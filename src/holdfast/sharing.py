@@ -90,14 +90,19 @@ class Watched:
 
 
 def groups_of(layers: Sequence[Watched]) -> dict[str, str]:
-    """Layer -> the first layer, in the model's order, of those that it shares statistics with: itself where alone."""
+    """Layer -> the first layer, in the model's order, of those that it shares statistics with: itself where alone.
+
+    Of the layers that were called; a kind that sums nothing over inputs alone has no groups.
+    """
     leaders: dict[int, str] = {}
-    return {layer.name: leaders.setdefault(id(layer.shared or layer), layer.name) for layer in layers}
+    called = [layer for layer in layers if layer.shared is not None]
+    return {layer.name: leaders.setdefault(id(layer.shared), layer.name) for layer in called}
 
 
 def put_together(layers: Sequence[Watched], groups: Mapping[str, str]) -> None:
     """Have layers share from the start as `groups_of` found it."""
     made: dict[str, Shared] = {}
     for layer in layers:
-        leader = groups.get(layer.name, layer.name)
-        made[leader] = layer.join(made.get(leader))
+        leader = groups.get(layer.name)
+        if leader is not None:
+            made[leader] = layer.join(made.get(leader))

@@ -65,7 +65,7 @@ class Recorder:
 
     @property
     def groups(self) -> dict[str, str]:
-        """Layer -> the first of the layers that it shares its sums over inputs with; itself where it is alone."""
+        """Layer -> the first of the layers that it shares its sums over inputs with, for those that were called."""
         return groups_of(self.layers)
 
     def __enter__(self) -> Self:
