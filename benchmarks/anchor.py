@@ -7,10 +7,10 @@ layers), 64 sequences of 128 random tokens, batches of 8. `ratio` is the CPU tim
 a forward and backward pass with all weights trainable on the same batches. `peak_mb` is the memory that a fresh
 process needs on top of model and libraries, for 16 sequences.
 
-Cases: every structure with its defaults, `kronecker-bf16` (bfloat16 products, float32 sums) and `kronecker-quarter` (a
-quarter of the positions enter the sums). `labels` is "sampled" from the model or the "data"'s own; `per` is what is
-squared: each "token"'s gradient or each "sequence"'s. Libraries that are installed run in turn with ours; see
-`anchor_peers.py`.
+Cases: every structure with its defaults, `kronecker-bf16` (bfloat16 products, float32 sums), `kronecker-quarter` (a
+quarter of the positions enter the sums), and `adapter-...`, on the parameters of a LoRA of rank 8. `labels` is
+"sampled" from the model or the "data"'s own; `per` is what is squared: each "token"'s gradient or each "sequence"'s.
+Libraries that are installed run in turn with ours; see `anchor_peers.py`.
 
 `difference`, where labels are the data's: C D of a random D in each layer, scaled to norm 1, against ours, the worst
 layer; libraries scale C differently, so only directions compare. Their Kronecker factors count the inputs of the last
@@ -19,6 +19,7 @@ not compared.
 """
 
 import argparse
+import copy
 import gc
 import json
 import subprocess
@@ -31,6 +32,7 @@ import anchor_peers
 import torch
 from anchor_peers import Key, Prepared
 from measure import Case, arguments, interleaved, milliseconds, publish, ratio
+from peft import LoraConfig, get_peft_model
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -44,6 +46,7 @@ AGAINST = "one forward and backward with all weights trainable"
 COLUMNS = ("tool", "case", "labels", "per")
 BOTH = ("kronecker", "diagonal", "eigen")  # with either kind of labels, as other libraries have them
 SEQUENCES = ("diagonal", "eigen")  # per sequence as well
+ON_ADAPTER = ("diagonal", "kronecker", "tridiagonal")
 IN_MEMORY = 16  # sequences of the runs whose memory is measured
 
 
@@ -69,7 +72,7 @@ def main() -> None:
             "ratio": ratio(taken, reference),
             "against": AGAINST,
             **({"kind": prepared[key].kind} if key in prepared else {}),
-            **({"peak_mb": peaks[key]} if key in peaks else {}),
+            **({"peak_mb": peaks[key]} if peaks.get(key) is not None else {}),
             **({"difference": differing[key]} if key in differing else {}),
         }
         for key, taken in seconds.items()
@@ -123,15 +126,26 @@ def ours(model: LlamaForCausalLM, ids: Tensor) -> dict[Key, Case]:
     measured = [kind for kind in catalogue.names("curvature") if catalogue.curvature(kind).statistics()]
     asked: dict[Key, dict[str, Any]] = {}
     for kind in measured:
+        usual = catalogue.curvature(kind).per
         for labels in ("sampled", "data") if kind in BOTH else ("sampled",):
-            asked["holdfast", kind, labels, "token"] = {"curvature": kind}
+            asked["holdfast", kind, labels, usual] = {"curvature": kind}
             if kind in SEQUENCES:
                 asked["holdfast", kind, labels, "sequence"] = {"curvature": kind, "per": "sequence"}
     asked["holdfast", "kronecker-bf16", "sampled", "token"] = {"dtype": torch.bfloat16}
     asked["holdfast", "kronecker-quarter", "sampled", "token"] = {"fraction": 0.25}
+    for kind in ON_ADAPTER:
+        asked["holdfast", f"adapter-{kind}", "sampled", "token"] = {"curvature": kind, "space": "adapter"}
     batches = [{"input_ids": batch} for batch in ids.split(8)]
+    adapted = get_peft_model(copy.deepcopy(model), LoraConfig(r=8, target_modules=list(anchor_peers.targets(model))))
     return {
-        key: partial(Anchor.estimate, model, batches, fisher=key[2], progress=False, **options)
+        key: partial(
+            Anchor.estimate,
+            adapted if "space" in options else model,
+            batches,
+            fisher=key[2],
+            progress=False,
+            **options,
+        )
         for key, options in asked.items()
     }
 
@@ -160,10 +174,14 @@ def peak(key: Key, model: LlamaForCausalLM, ids: Tensor) -> float:
     return round(peak_memory_mb() - before, 2)
 
 
-def spawned(key: Key) -> float:
-    """The peak of one case, in a process of its own."""
+def spawned(key: Key) -> float | None:
+    """The peak of one case, in a process of its own; None, and a word about it, where that process fails."""
     command = [sys.executable, str(Path(__file__).resolve()), "--peak", *key]
-    return json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True).stdout.splitlines()[-1])
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        print(f"no peak of {' '.join(key)}: {done.stderr.strip().splitlines()[-1]}", file=sys.stderr)
+        return None
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def differences(mine: dict[Key, Case], prepared: dict[Key, Prepared]) -> dict[Key, float]:

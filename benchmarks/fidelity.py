@@ -40,12 +40,8 @@ DEPTHS, SCALES, DAMPINGS = (5, 30, 200), (1.0, 0.3, 0.05), (0.0, 0.1)
 MEASURED, SOURCE, BATCH = 64, 128, 8
 # What is asked of each structure; a structure says itself what it does not do.
 WAYS = [
-    {"fisher": "sampled"},
-    {"fisher": "data"},
-    {"fisher": "sampled", "per": "sequence"},
-    {"fisher": "data", "per": "sequence"},
-    {"fisher": "sampled", "space": "adapter"},
-    {"fisher": "data", "space": "adapter"},
+    *({"fisher": fisher, "per": per} for per in ("token", "sequence") for fisher in ("sampled", "data")),
+    *({"fisher": fisher, "per": "token", "space": "adapter"} for fisher in ("sampled", "data")),
 ]
 
 
@@ -143,11 +139,10 @@ def row(
 ) -> dict[str, Any]:
     """One forecast beside the truth."""
     depth, scale = place
-    usual = {"per": "token", "space": "weights"}
     return {
         "tool": "holdfast",
         "case": kind,
-        **usual,
+        "space": "weights",
         **way,
         "damping": damping,
         "depth": depth,

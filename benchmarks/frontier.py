@@ -4,7 +4,7 @@
     python benchmarks/frontier.py --gsm8k ../shared/data/gsm8k --json benchmarks/results/frontier-gsm8k.json
 
 The shipped model learns the demo's Python code (or GSM8K's answers) and is measured on prose it knew: LoRA of rank 8
-on all linear layers, the demo's settings at 120 steps, 3 seeds, several strengths a method. Forgetting and gain are
+on all linear layers, the demo's settings at 100 steps, 3 seeds, several strengths a method. Forgetting and gain are
 shares of the plain run's of the same seed; `summary` reads each method's curve at 98, 95 and 90 % of the plain gain.
 Early stopping, LoRA on the MLP alone and LoRA with A frozen are read along their one run. Steps are CPU time of one
 thread, every run one process.
@@ -33,7 +33,7 @@ from holdfast.recipe import DataSettings
 from holdfast.sides import read_side
 from holdfast.tasks import prose
 
-STEPS = 120
+STEPS = 100
 ANSWERS = 256  # tokens of a GSM8K pair at most
 GSM8K = (
     "early stopping", "low learning rate", "weight decay", "replay", "distill, own text", "identity", "diagonal",

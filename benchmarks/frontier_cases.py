@@ -1,6 +1,8 @@
 """The ways of learning and holding on that the frontier compares, each at a few strengths.
 
-Strengths of the structures are spaced so that the curve spans 90 to 99 % of plain LoRA's gain.
+Strengths of a structure are such that plain LoRA's own shift would cost between 1 and 40 nats: curves then span most
+of what is between 90 and 99 % of plain LoRA's gain. Block-tridiagonal curvature of LoRA's factors has no curve of its
+own: at LoRA's start it is block-diagonal (see `holdfast.penalties.factors`).
 """
 
 from dataclasses import dataclass
@@ -9,6 +11,8 @@ from holdfast.comparison import Hold
 from holdfast.demo import way
 
 MLP = ["gate_proj", "up_proj", "down_proj"]
+TWO_SIDED = (4.0, 50.0)
+KEPT = 64  # sequences: a step with 256 costs several times plain LoRA's
 WATCHED = (0.04, 0.08, 0.16, 0.25, 0.35, 0.5, 0.65, 0.8, 0.9)  # shares of the steps
 
 
@@ -26,8 +30,8 @@ def methods(steps: int) -> list[Method]:
     watched = [max(1, round(share * steps)) for share in WATCHED]
     return [
         Method("early stopping", [Hold(evaluate_at=watched)], limit=False),
-        Method("low learning rate", [Hold(learning_rate=rate) for rate in (1.5e-3, 6e-4, 2.5e-4)]),
-        Method("weight decay", [Hold(weight_decay=decay) for decay in (1.0, 3.0, 10.0)]),
+        Method("low learning rate", [Hold(learning_rate=rate) for rate in (1e-3, 3e-4)]),
+        Method("weight decay", [Hold(weight_decay=decay) for decay in (1.0, 6.0)]),
         Method("MLP only", [Hold(targets=MLP, evaluate_at=watched)], limit=False),
         Method("frozen A", [Hold(method="lora-fa", evaluate_at=watched)], limit=False),
         Method("replay", [way(replay=weight) for weight in (0.1, 0.5, 2.0)]),
@@ -38,14 +42,29 @@ def methods(steps: int) -> list[Method]:
 
 
 def structures() -> list[Method]:
-    """Every curvature that is measured, and L2."""
+    """Every curvature of the weights, L2, the papers' other forms, and curvatures of the adapter's own parameters."""
     return [
-        Method("identity", held("identity", 0.01, 0.06, 0.3)),
+        Method("identity", held("identity", 0.02, 0.08, 0.4)),
         Method("diagonal", held("diagonal", 10.0, 40.0, 200.0)),
-        Method("diagonal, per sequence", held("diagonal", 10.0, 40.0, 200.0, per="sequence")),
+        Method("diagonal, per sequence", held("diagonal", 10.0, 100.0, per="sequence")),
+        Method("rank-one", held("rank-one", 10.0, 100.0)),
         Method("kronecker", held("kronecker", 4.0, 24.0, 150.0)),
         Method("kronecker, damping 0.1", held("kronecker", 4.0, 24.0, 150.0, damping=0.1)),
-        Method("kronecker, data labels", held("kronecker", 2.0, 12.0, 75.0, fisher="data")),
+        Method("kronecker, data labels", held("kronecker", *TWO_SIDED, fisher="data")),
+        Method("kronecker, frozen A", held("kronecker", *TWO_SIDED, method="lora-fa"), limit=False),
+        Method("kronecker, root", held("kronecker", 1.0, 6.0, form="root")),
+        Method("tracekron", held("tracekron", *TWO_SIDED)),
+        Method("eigen", held("eigen", 4.0, 24.0, 150.0)),
+        Method("eigen, per sequence", held("eigen", *TWO_SIDED, per="sequence")),
+        Method("tridiagonal", held("tridiagonal", *TWO_SIDED)),
+        Method("samples", held("samples", *TWO_SIDED)),
+        Method("samples, per sequence", held("samples", *TWO_SIDED, per="sequence", keep=KEPT)),
+        Method("samples-joint", held("samples-joint", 2.0, 20.0, keep=KEPT)),
+        Method("absolute", held("absolute", 0.01, 0.1, form="absolute")),
+        Method("adapter diagonal", held("diagonal", 20.0, 200.0, space="adapter")),
+        Method("adapter kronecker", held("kronecker", 12.0, 120.0, space="adapter")),
+        Method("adapter kronecker, refreshed", held("kronecker", 3.0, 30.0, form="factors", refresh=True)),
+        Method("adapter kronecker, prior", held("kronecker", 12.0, 120.0, form="factors", prior=0.02)),
     ]
 
 

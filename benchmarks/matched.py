@@ -1,10 +1,11 @@
 """Learning against forgetting at matched target loss: pure functions of result rows.
 
 A *point* is (gain kept, forgetting of plain), both as shares of the plain run's of the same seed. A method's *curve*
-is what is left of its points when those that another one beats at no less gain are dropped, straight lines between
-neighbours: an upper bound where the true curve bends upwards.
+is what is left of its points when those that another one beats at no less gain are dropped. Between neighbours the
+logarithm of forgetting is taken to be linear in gain, or forgetting itself where there is none.
 """
 
+import math
 import statistics
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
@@ -64,8 +65,15 @@ def at_gain(points: Iterable[Point], wanted: float) -> tuple[float, bool] | None
         return None
     for (low, less), (high, more) in pairwise(kept):
         if low <= wanted <= high:
-            return less + (more - less) * (wanted - low) / (high - low), True
+            return between(less, more, (wanted - low) / (high - low)), True
     return kept[0][1], kept[0][0] == wanted
+
+
+def between(less: float, more: float, share: float) -> float:
+    """A share of the way from one forgetting to the next."""
+    if less <= 0:
+        return less + (more - less) * share
+    return math.exp(math.log(less) + (math.log(more) - math.log(less)) * share)
 
 
 def matched(seeds: Sequence[Sequence[Point]], wanted: float) -> dict[str, Any]:

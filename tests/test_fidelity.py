@@ -68,7 +68,7 @@ def test_loading_a_state_puts_the_adapter_back(tuned: torch.nn.Module) -> None:
 
 
 def test_the_summary_takes_medians_over_seeds_and_says_how_far_the_ratio_wanders() -> None:
-    way = {"fisher": "data"}
+    way = {"fisher": "data", "per": "token"}
     rows = [
         fidelity.row("kronecker", way, 0.1, seed, (depth, 0.3), half_q, {"kl": 2.0, "loss_rise": 1.5})
         for depth, forecasts in ((5, (0.8, 1.2, 1.0)), (30, (0.4, 0.4, 0.4)))

@@ -23,8 +23,12 @@ class Hold(Settings):
     strength: float = Field(0.0, ge=0)
     damping: float = Field(0.0, ge=0)
     fisher: Literal["sampled", "data"] = "sampled"
-    per: Literal["token", "sequence"] = "token"
+    per: Literal["token", "sequence"] | None = None
     space: Literal["weights", "adapter"] = "weights"
+    keep: int | None = Field(None, ge=1, description="examples that a curvature of stored samples keeps")
+    form: str = Field("quadratic", description="the penalty on the shift: a name of the catalogue's")
+    refresh: bool = False
+    prior: float = Field(0.0, ge=0)
     distill: float = Field(0.0, ge=0)
     distill_source: Literal["self", "source", "target", "random"] = "self"
     distill_sequences: int = 4
@@ -40,15 +44,21 @@ class Hold(Settings):
     @property
     def label(self) -> str:
         """What the result rows call the penalty."""
-        parts = ["-".join([self.curvature, *self.estimate.values()]) if self.curvature else ""]
+        kind = self.model_dump(include={"fisher", "form", "per", "space"}, exclude_defaults=True).values()
+        parts = ["-".join([self.curvature, *kind]) if self.curvature else ""]
         parts += [f"distill-{self.distill_source}" if self.distill else ""]
         parts += ["replay" if self.replay else ""]
         return "+".join(part for part in parts if part) or "none"
 
     @property
-    def estimate(self) -> dict[str, str]:
+    def estimate(self) -> dict[str, Any]:
         """The arguments of `Anchor.estimate` that differ from their defaults."""
-        return self.model_dump(include={"fisher", "per", "space"}, exclude_defaults=True)
+        return self.model_dump(include={"fisher", "per", "space", "keep"}, exclude_defaults=True)
+
+    @property
+    def pricing(self) -> dict[str, Any]:
+        """The arguments of the penalty, beside its strength, that differ from their defaults."""
+        return self.model_dump(include={"damping", "refresh", "prior"}, exclude_defaults=True)
 
     def training(self, common: TrainingSettings) -> TrainingSettings:
         """The comparison's training settings with this row's own in their place."""

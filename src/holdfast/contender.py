@@ -12,6 +12,7 @@ from holdfast.anchor import Anchor
 from holdfast.batches import collate
 from holdfast.comparison import ComparisonSettings, Hold, Workload, measure, sides
 from holdfast.language_model import load_model, load_tokenizer
+from holdfast.penalties.anchored import Anchored
 from holdfast.penalties.distill import Distill
 from holdfast.penalties.quadratic import Penalty
 from holdfast.penalties.regularizer import Regularizer
@@ -76,13 +77,12 @@ class Contender:
         assert hold.curvature is not None
         method, targets = self._trained(hold)
         kind, born = hold.curvature, (method,) if hold.space == "adapter" else ()
-        key = (kind, *hold.estimate.values(), str(targets), *born)
+        key = (kind, str(hold.estimate), str(targets), *born)
         if key not in self._anchors:
             started = time.perf_counter()
             needs_data = bool(catalogue.curvature(kind).statistics())
             batch = self.source[0]
             pieces = [{n: t[i : i + 8] for n, t in batch.items()} for i in range(0, len(batch["input_ids"]), 8)]
-            options: dict[str, Any] = hold.estimate if needs_data else {}
             anchor = Anchor.estimate(
                 self.model() if model is None or not born else model,
                 pieces if needs_data else None,
@@ -90,7 +90,7 @@ class Contender:
                 targets=targets,
                 seed=self.seed,
                 progress=False,
-                **options,
+                **(hold.estimate if needs_data else {}),
             )
             self._anchors[key] = anchor, time.perf_counter() - started
         return self._anchors[key]
@@ -105,7 +105,8 @@ class Contender:
         seconds = 0.0
         if hold.curvature is not None:
             anchor, measuring = self.anchor(hold, model)
-            found.append(Penalty(model, anchor, hold.strength, hold.damping))
+            form: Any = catalogue.find("penalty", hold.form)
+            found.append(form(model, anchor, hold.strength, **hold.pricing))
             seconds += measuring
         if hold.distill:
             text, drawing = self.text(hold.distill_source)
@@ -136,7 +137,7 @@ class Contender:
         penalties, preparation = self.penalties(model, hold)
         trained, along = self._run(model, hold, penalties, on_step)
         after = measure(model, self.work)
-        quadratic = next((p for p in penalties if isinstance(p, Penalty)), None)
+        anchored = next((p for p in penalties if isinstance(p, Anchored)), None)
         return {
             "method": method,
             "penalty": hold.label,
@@ -154,7 +155,7 @@ class Contender:
             "peak_memory_mb": trained.peak_memory_mb,
             "trainable_parameters": trained.trainable_parameters,
             "history": trained.history,
-            "per_layer": quadratic.per_layer() if quadratic is not None else {},
+            "per_layer": anchored.per_layer() if anchored is not None else {},
             "samples": self.samples(model),
         }
 
