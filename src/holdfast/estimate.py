@@ -1,7 +1,9 @@
 """`holdfast anchor` on the user's own model and data."""
 
+import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,35 +15,80 @@ from holdfast.anchor_file import check_destination
 from holdfast.anchor_options import check_options
 from holdfast.anchor_recipe import AnchorRecipe
 from holdfast.batches import Row, collate
+from holdfast.curvature.curvature import Curvature
+from holdfast.curvature.statistic import Reading
 from holdfast.data import check_tokenizer
 from holdfast.errors import HoldfastError
 from holdfast.files import output_folder, require_folder
 from holdfast.language_model import load_model, load_tokenizer
+from holdfast.plan import Plan, make
+from holdfast.plan.shapes import Shapes, of_config
 from holdfast.sides import SELF, read_side, sampled_side
 
 STORAGES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-def anchor_on(recipe: AnchorRecipe, out: Path, *, say: Callable[[str], None]) -> dict[str, Any]:
+def anchor_on(
+    recipe: AnchorRecipe, out: Path, *, resume: bool = False, first: bool = True, say: Callable[[str], None]
+) -> dict[str, Any]:
     """Estimate and save an anchor; returns what it is and what it cost.
 
+    The sums so far are kept beside `out` while they are collected (`partial`), for `resume` to go on from.
+
+    Args:
+        recipe: what was asked for.
+        out: the anchor's folder.
+        resume: go on with what was interrupted.
+        first: whether this process writes; of several that measure together one does.
+        say: for lines to read.
+
     Raises:
-        HoldfastError: options that do not go together, bad data, a model that can't be loaded, no space.
+        HoldfastError: options that do not go together, bad data, a model that can't be loaded, no space, nothing to
+            go on with.
     """
     check(recipe)
     require_folder(out)
     check_destination(out)
-    with output_folder(out.parent):
+    started = time.perf_counter()
+    with output_folder(out.parent), _sums(out, resume) as sums:
         model, tokenizer = load_model(recipe.model, recipe.dtype), load_tokenizer(recipe.model)
         check_tokenizer(tokenizer, model, length=recipe.length)
         rows, about = _source(recipe, model, tokenizer)
         if about:
             say(f"source: {about['description']}")
-        started = time.perf_counter()
-        measured = _measured(recipe, model, rows)
+        measured = _measured(recipe, model, rows, sums)
         measured.facts |= {"base_model": recipe.model, "source": about, "recipe": recipe.model_dump(mode="json")}
-        measured.save(out, STORAGES[recipe.storage])
-    return _summary(measured, out, started) | {"source": about}
+        if first:
+            measured.save(out, STORAGES[recipe.storage])
+    return (_summary(measured, out, started) | {"source": about}) if first else {}
+
+
+def partial(out: Path) -> Path:
+    """Where the sums of an interrupted measurement are."""
+    return out.with_name(f"{out.name}.partial")
+
+
+@contextmanager
+def _sums(out: Path, resume: bool) -> Iterator[Path]:
+    """The folder of the sums so far; those of an earlier run are forgotten unless this one goes on from them."""
+    folder = partial(out)
+    passes = list(folder.glob("pass-*"))
+    if resume and not passes:
+        raise HoldfastError(
+            f"there is nothing to go on from in {folder}",
+            causes=[
+                "the measurement was interrupted before its first batch was through",
+                "--out names another folder",
+            ],
+            remedy="start again without --resume",
+        )
+    for earlier in [] if resume else passes:
+        shutil.rmtree(earlier, ignore_errors=True)
+    try:
+        yield folder
+    finally:
+        with suppress(OSError):  # there are sums in it
+            folder.rmdir()
 
 
 def merge_on(folders: Sequence[Path], out: Path, storage: str) -> dict[str, Any]:
@@ -69,15 +116,15 @@ def _summary(anchor: Anchor, out: Path, started: float) -> dict[str, Any]:
         "layers": len(anchor.curvatures),
         "items": anchor.items,
         "item": anchor.facts.get("item") or "token",
+        "agreement": anchor.facts.get("agreement"),
         "seconds": time.perf_counter() - started,
         "megabytes": sum(file.stat().st_size for file in out.iterdir()) / 1e6,
         "out": str(out),
     }
 
 
-def _measured(recipe: AnchorRecipe, model: Any, rows: list[Row]) -> Anchor:
+def _measured(recipe: AnchorRecipe, model: Any, rows: list[Row], sums: Path) -> Anchor:
     size = recipe.batch_size
-    asked = {name: getattr(recipe, name) for name in ("until", "memory", "offload")}
     return Anchor.estimate(
         model,
         None if recipe.source is None else [collate(rows[i : i + size]) for i in range(0, len(rows), size)],
@@ -87,12 +134,33 @@ def _measured(recipe: AnchorRecipe, model: Any, rows: list[Row]) -> Anchor:
         draws=recipe.draws,
         per=recipe.per,
         keep=recipe.keep,
-        max_items=recipe.max_items,
+        max_items=recipe.items,
+        until=recipe.until,
+        dtype=_products(recipe),
+        memory=recipe.memory,
+        storage=recipe.factors,
+        offload=recipe.offload,
         fraction=recipe.fraction,
-        dtype=None if recipe.products == "auto" else getattr(torch, recipe.products),
         seed=recipe.seed,
-        **{name: value for name, value in asked.items() if value is not None},
+        checkpoint=sums,
+        shard=recipe.shard,
     )
+
+
+def _products(recipe: AnchorRecipe) -> torch.dtype | None:
+    return None if recipe.products == "auto" else getattr(torch, recipe.products)
+
+
+def planned(recipe: AnchorRecipe) -> tuple[Plan, Shapes]:
+    """What the anchor will take, and the layers it is of, from the model's configuration alone.
+
+    Raises:
+        HoldfastError: no configuration, targets that match nothing, a budget that is too small.
+    """
+    kind = catalogue.curvature(recipe.curvature)
+    reading = Reading(_products(recipe), recipe.per or kind.per, recipe.keep, recipe.seed, recipe.offload)
+    shapes = of_config(recipe.model, recipe.targets)
+    return make(shapes, kind, reading, memory=recipe.memory, storage=recipe.factors), shapes
 
 
 def _source(recipe: AnchorRecipe, model: Any, tokenizer: Any) -> tuple[list[Row], dict[str, Any]]:
@@ -112,7 +180,7 @@ def check(recipe: AnchorRecipe) -> None:
     Raises:
         HoldfastError: an unknown curvature, data where none is needed or none where it is, options that don't fit.
     """
-    kind = catalogue.curvature(recipe.curvature)
+    kind: type[Curvature] = catalogue.curvature(recipe.curvature)
     measured = bool(kind.statistics())
     if measured and recipe.source is None:
         raise HoldfastError(
@@ -121,4 +189,4 @@ def check(recipe: AnchorRecipe) -> None:
         )
     if not measured and recipe.source is not None:
         raise HoldfastError(f"--curvature {recipe.curvature} needs no source data", remedy="leave --source out")
-    check_options(recipe.fisher, recipe.draws, recipe.per, recipe.fraction, recipe.source, kind)
+    check_options(recipe.fisher, recipe.draws, recipe.per or kind.per, recipe.fraction, recipe.source, kind)

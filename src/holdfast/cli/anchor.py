@@ -21,6 +21,27 @@ def anchor(
         str | None, option('Old data: a file, a folder, a hub id, or "self": text the model samples.', "DATA")
     ] = None,
     merge: Annotated[bool, flag("--merge", "Merge anchors of different data: --merge A B --out C.")] = False,
+    plan: Annotated[bool, flag("--plan", "Only print what it would take; a config.json is enough.", SCALE)] = False,
+    memory: Annotated[
+        str | None, option("Budget of the sums, 4GiB say: wide layers are kept in less.", "AMOUNT", SCALE)
+    ] = None,
+    factors: Annotated[
+        str | None,
+        option("Keep wide sides as blocks:N, low-rank:K or diagonal.", "STRUCTURE", SCALE, default="full"),
+    ] = None,
+    offload: Annotated[
+        str | None, option("Keep running sums in the memory of the CPU, or on disk.", "cpu|disk", SCALE)
+    ] = None,
+    shard: Annotated[
+        bool | None,
+        typer.Option(
+            "--shard/--no-shard", help="Under torchrun, each layer's sums on one rank.", rich_help_panel=SCALE
+        ),
+    ] = None,
+    until: Annotated[
+        float | None, option("Stop when prices are known to this share, 0.02 say.", "NUMBER", MEASURE)
+    ] = None,
+    resume: Annotated[bool, flag("--resume", "Go on with what was interrupted.", MEASURE)] = False,
     curvature: Annotated[
         str | None, option("Structure; holdfast methods lists them.", "KIND", MEASURE, default="kronecker")
     ] = None,
@@ -34,13 +55,14 @@ def anchor(
     ] = None,
     draws: Annotated[int | None, option("Sampled labels of each item.", "N", MEASURE, default="1")] = None,
     per: Annotated[
-        str | None, option("What is squared: each token's gradient, or a sequence's.", "token|sequence", MEASURE)
+        str | None,
+        option("What is squared: each token's gradient, or a sequence's.", "token|sequence", MEASURE, default="token"),
     ] = None,
     keep: Annotated[
         int | None, option("Examples that stored-sample curvatures keep.", "N", MEASURE, default="256")
     ] = None,
     max_items: Annotated[
-        int | None, option("Stop after this many scored tokens.", "N", MEASURE, default="200000")
+        int | None, option("Stop after this many scored tokens.", "N", MEASURE, default="200000; with --until, all")
     ] = None,
     fraction: Annotated[
         float | None, option("Share of the positions that enter the sums.", "NUMBER", MEASURE, default="1")
@@ -76,14 +98,19 @@ def anchor(
     given: dict[str, Any] = {
         "model": model, "curvature": curvature, "targets": targets, "fisher": fisher, "draws": draws, "per": per,
         "keep": keep, "max_items": max_items, "fraction": fraction, "length": length, "samples": samples,
-        "batch_size": batch_size, "dtype": dtype, "seed": seed, "storage": storage,
+        "batch_size": batch_size, "dtype": dtype, "seed": seed, "storage": storage, "memory": memory,
+        "factors": factors, "offload": offload, "shard": shard, "until": until,
         "source": {"path": source, "text": text, "prompt": prompt, "completion": completion},
     }  # fmt: skip
     if merge:
-        _merge(paths or [], out, given, changes, as_json)
+        unfit = [name for name, asked in (("--plan", plan), ("--resume", resume)) if asked]
+        _merge(paths or [], out, given, unfit + ["--set"] * bool(changes), as_json)
         return
     settings = _settings(paths or [], given, changes or [])
-    _measure(settings, _required(out), as_json)
+    if plan:
+        _plan(settings, as_json)
+    else:
+        _measure(settings, _required(out), resume, as_json)
 
 
 def _settings(paths: list[Path], given: dict[str, Any], changes: list[str]) -> Any:
@@ -106,13 +133,44 @@ def _required(out: Path | None) -> Path:
     return out
 
 
-def _measure(settings: Any, out: Path, as_json: bool) -> None:
+def _plan(settings: Any, as_json: bool) -> None:
+    from holdfast.cli.output import print_json, quiet_libraries
+
+    quiet_libraries()
+    from holdfast.cli import anchor_plan
+    from holdfast.estimate import planned
+    from holdfast.plan import choices
+
+    chosen, shapes = planned(settings)
+    others = choices(shapes, chosen.reading)
+    if as_json:
+        print_json(anchor_plan.as_data(chosen, others))
+    else:
+        anchor_plan.print_plan(chosen, others)
+
+
+def _measure(settings: Any, out: Path, resume: bool, as_json: bool) -> None:
+    """Under torchrun all processes measure, and the first one writes and prints."""
+    from holdfast.cli.interrupt import Interrupted
     from holdfast.cli.output import print_json, quiet_libraries, say
 
     quiet_libraries()
-    from holdfast.estimate import anchor_on
+    from holdfast.cli import anchor_plan
+    from holdfast.estimate import anchor_on, check, partial, planned
+    from holdfast.processes import group
 
-    facts = anchor_on(settings, out, say=say)
+    with group() as first:
+        check(settings)
+        if first and settings.memory is not None:
+            anchor_plan.show(planned(settings)[0])
+        try:
+            facts = anchor_on(settings, out, resume=resume, first=first, say=say if first else _silence)
+        except Interrupted as stop:
+            if any(partial(out).glob("pass-*")):
+                stop.remedy = "the same command with --resume goes on from where it was"
+            raise
+    if not first:
+        return
     if as_json:
         print_json(facts)
         return
@@ -120,18 +178,21 @@ def _measure(settings: Any, out: Path, as_json: bool) -> None:
     say(f"Use it: holdfast tune --model {settings.model} --target DATA --anchor {out} --strength 1 --out OUT")
 
 
-def _merge(
-    folders: list[Path], out: Path | None, given: dict[str, Any], changes: list[str] | None, as_json: bool
-) -> None:
+def _silence(message: str) -> None:
+    """What other processes say: the first one says it."""
+
+
+def _merge(folders: list[Path], out: Path | None, given: dict[str, Any], unfit: list[str], as_json: bool) -> None:
     """One anchor of several; what was measured is measured, so no other option has a meaning."""
     from holdfast.cli.output import print_json, quiet_libraries
 
-    others = [name for name, value in given.items() if name != "storage" and value not in (None, {})]
-    others = [name for name in others if name != "source" or any(given["source"].values())]
-    if others or changes:
-        named = ", ".join(f"--{name.replace('_', '-')}" for name in others) or "--set"
+    source = given["source"].values()
+    others = [n for n, v in given.items() if n not in ("storage", "source") and v is not None]
+    others += ["source"] if any(value is not None for value in source) else []
+    unfit = [f"--{name.replace('_', '-')}" for name in others] + unfit
+    if unfit:
         raise typer.BadParameter(
-            f"it takes anchors, --out and --storage, and has no use for {named}", param_hint="--merge"
+            f"it takes anchors, --out and --storage, and has no use for {', '.join(unfit)}", param_hint="--merge"
         )
     if len(folders) < 2:
         raise typer.BadParameter(f"two anchors or more, not {len(folders)}: --merge A B --out C", param_hint="--merge")

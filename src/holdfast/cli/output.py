@@ -20,7 +20,14 @@ def print_json(value: Any) -> None:
     print(json.dumps(value, indent=2, allow_nan=False))
 
 
-def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], *, right: int | None = None) -> None:
+def print_table(
+    title: str,
+    header: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    right: int | None = None,
+    where: Console = console,
+) -> None:
     """A table; columns from `right` on are aligned right. Cells are shown as they are, brackets included."""
     gap = 1 if right is None or len(header) < 8 else 0  # beside the space that the box brings
     table = Table(title=Text(title), title_justify="left", title_style="bold", box=SIMPLE_HEAD, padding=(0, gap, 0, 0))
@@ -29,7 +36,7 @@ def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]
         table.add_column(name, justify="right" if numeric else "left", overflow="fold", no_wrap=numeric)
     for row in rows:
         table.add_row(*map(Text, row))
-    console.print(table)
+    where.print(table)
 
 
 def say(message: str, *, strong: str = "") -> None:
