@@ -104,8 +104,10 @@ class Examples(Statistic):
 
     def _limit(self, more: Tensor) -> int:
         """The highest priority that still stays when more examples come."""
+        if sum(len(some.priorities) for some in self._kept) + len(more) <= self.reading.keep:
+            return HIGHEST
         together = torch.cat([*(some.priorities for some in self._kept), more])
-        return HIGHEST if len(together) <= self.reading.keep else int(together.kthvalue(self.reading.keep).values)
+        return int(together.kthvalue(self.reading.keep).values)
 
     def kept(self) -> Kept:
         """The chosen examples so far, by priority."""
