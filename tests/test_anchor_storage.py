@@ -1,8 +1,10 @@
 """A real anchor in each storage: sizes, prices, positive curvature."""
 
+import weakref
 from pathlib import Path
 from typing import Any
 
+import numpy
 import pytest
 import torch
 from laws import dense, drawn
@@ -139,3 +141,17 @@ def test_the_streamed_file_is_what_the_library_reads(tmp_path: Path) -> None:
     assert_close(load_file(tmp_path / "f"), tensors, rtol=0, atol=0)
     with pytest.raises(RuntimeError, match="not what the header says"):
         tensor_file.write(tmp_path / "f", {"x": Piece(torch.float32, (2,), lambda: torch.zeros(3))})
+
+
+def test_one_tensor_at_a_time_is_in_memory(tmp_path: Path) -> None:
+    made: list[weakref.ref[Any]] = []
+    alive: list[int] = []
+
+    def make() -> torch.Tensor:
+        alive.append(sum(one() is not None for one in made))
+        memory = numpy.ones(1000, dtype=numpy.float32)
+        made.append(weakref.ref(memory))
+        return torch.from_numpy(memory)
+
+    tensor_file.write(tmp_path / "f", {str(number): Piece(torch.float32, (1000,), make) for number in range(5)})
+    assert alive == [0] * 5  # of those before

@@ -124,6 +124,10 @@ REFUSED = {
     "fraction": (("--fraction", 2), ["fraction: it should be less than or equal to 1 (got 2.0)"]),
     "dtype": (("--dtype", "int4"), ["dtype: it should be 'auto', 'float32'", "(got 'int4')"]),
     "storage": (("--storage", "int8"), ["storage: it should be 'float32' or 'bfloat16'"]),
+    "a band in half": (
+        ("--storage", "bfloat16", "--curvature", "tridiagonal"),
+        ["tridiagonal would not stay positive semi-definite", "store it in float32"],
+    ),
     "no items": (("--max-items", 0), ["max_items: it should be greater than or equal to 1"]),
     "unknown key": (("--set", "curvatur=diagonal"), ["unknown key 'curvatur' (did you mean 'curvature'?)"]),
     "exact": (("--fisher", "exact"), ["fisher='exact' takes a backward pass per class", "fisher='sampled'"]),

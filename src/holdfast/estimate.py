@@ -189,4 +189,9 @@ def check(recipe: AnchorRecipe) -> None:
         )
     if not measured and recipe.source is not None:
         raise HoldfastError(f"--curvature {recipe.curvature} needs no source data", remedy="leave --source out")
+    if recipe.storage == "bfloat16" and not kind.rounds:
+        raise HoldfastError(
+            f"--storage bfloat16: curvature {recipe.curvature} would not stay positive semi-definite",
+            remedy="store it in float32, or choose --curvature kronecker",
+        )
     check_options(recipe.fisher, recipe.draws, recipe.per or kind.per, recipe.fraction, recipe.source, kind)

@@ -36,7 +36,11 @@ def write(path: Path, pieces: Mapping[str, Piece]) -> None:
     with path.open("wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
         for name, piece in ordered.items():
-            tensor = piece.make().detach().cpu().contiguous()
-            if (tensor.dtype, tuple(tensor.shape)) != (piece.dtype, piece.shape):
-                raise RuntimeError(f"{name}: {tensor.dtype} {tuple(tensor.shape)} is not what the header says")
-            file.write(tensor.reshape(-1).view(torch.uint8).numpy().data)
+            file.write(_bytes(name, piece))
+
+
+def _bytes(name: str, piece: Piece) -> memoryview:
+    tensor = piece.make().detach().cpu().contiguous()
+    if (tensor.dtype, tuple(tensor.shape)) != (piece.dtype, piece.shape):
+        raise RuntimeError(f"{name}: {tensor.dtype} {tuple(tensor.shape)} is not what the header says")
+    return tensor.reshape(-1).view(torch.uint8).numpy().data

@@ -13,7 +13,9 @@ DATA, MEASURE, SCALE, MORE = "Data", "Measuring", "Scale", "Output"
 def anchor(
     paths: Annotated[
         list[Path] | None,
-        typer.Argument(metavar="[RECIPE]", help="A YAML file of settings; options given beside it win."),
+        typer.Argument(
+            metavar="RECIPE", help="A YAML file of settings; options beside it win. With --merge, anchors."
+        ),
     ] = None,
     model: Annotated[str | None, option("Folder or hub id of the pre-trained model.", "MODEL")] = None,
     out: Annotated[Path | None, option("Folder to write the anchor to.", "DIR")] = None,
@@ -56,7 +58,12 @@ def anchor(
     draws: Annotated[int | None, option("Sampled labels of each item.", "N", MEASURE, default="1")] = None,
     per: Annotated[
         str | None,
-        option("What is squared: each token's gradient, or a sequence's.", "token|sequence", MEASURE, default="token"),
+        option(
+            "What is squared: each token's gradient, or a sequence's.",
+            "token|sequence",
+            MEASURE,
+            default="as suits KIND",
+        ),
     ] = None,
     keep: Annotated[
         int | None, option("Examples that stored-sample curvatures keep.", "N", MEASURE, default="256")
