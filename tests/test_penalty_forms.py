@@ -156,7 +156,7 @@ def test_the_absolute_penalty_needs_the_absolute_curvature() -> None:
     assert "curvature='absolute'" in str(caught.value)
 
 
-@pytest.mark.parametrize("form", [Root, Absolute])
+@pytest.mark.parametrize("form", [Root, Absolute, Penalty])
 def test_weights_that_are_not_priced_are_named_where_the_penalty_is_built(form: Any) -> None:
     model = adapt("lora", NETWORKS["mlp"])
     model.register_parameter("free", nn.Parameter(torch.zeros(2)))

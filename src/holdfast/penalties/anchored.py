@@ -1,5 +1,6 @@
 """What all penalties on shifts from anchors have in common: the anchors, their weights, the forecast."""
 
+import inspect
 import warnings
 from collections.abc import Sequence
 from typing import ClassVar
@@ -98,13 +99,16 @@ class Anchored(Regularizer):
 
 
 def warn_of_unpriced(model: nn.Module, reached: set[int]) -> None:
-    """Name the trainable tensors that are not among those ids."""
+    """Name the trainable tensors that are not among those ids, in a warning on whoever builds the penalty."""
+    level, frame = 2, inspect.currentframe()
+    while frame is not None and frame.f_back is not None and frame.f_back.f_code.co_name == "__init__":
+        level, frame = level + 1, frame.f_back  # constructors call one another
     free = [n for n, p in model.named_parameters() if p.requires_grad and id(p) not in reached]
     if free:
         warnings.warn(
             f"{len(free)} trainable tensors carry no penalty ({', '.join(map(canonical, free[:3]))}"
             f"{', ...' if len(free) > 3 else ''}): they may move at no price",
-            stacklevel=4,
+            stacklevel=level,
         )
 
 
