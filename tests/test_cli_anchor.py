@@ -143,6 +143,12 @@ def test_refusals(place, out, case):  # noqa: F811
         refused(*asked(place, out, *options), says=says)
 
 
+def test_what_is_not_measured_is_not_stopped(place, tmp_path, out):  # noqa: F811
+    plain = ("anchor", "--model", place.model, "--curvature", "identity", *SMALL)
+    succeeded(*plain, "--out", tmp_path / "a")
+    refused(*plain, "--out", out, "--until", 0.1, says=["'identity' is not measured, so until can't be meant"])
+
+
 def test_usage(place, tmp_path):  # noqa: F811
     for arguments, says in (
         (("--model", "x"), "--out"),

@@ -24,6 +24,7 @@ from holdfast.language_model import load_model, load_tokenizer
 from holdfast.plan import Plan, make
 from holdfast.plan.shapes import Shapes, of_config
 from holdfast.sides import SELF, read_side, sampled_side
+from holdfast.stopping import check_extent
 
 STORAGES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -142,7 +143,7 @@ def _measured(recipe: AnchorRecipe, model: Any, rows: list[Row], sums: Path) -> 
         offload=recipe.offload,
         fraction=recipe.fraction,
         seed=recipe.seed,
-        checkpoint=sums,
+        checkpoint=None if recipe.source is None else sums,
         shard=recipe.shard,
     )
 
@@ -194,4 +195,5 @@ def check(recipe: AnchorRecipe) -> None:
             f"--storage bfloat16: curvature {recipe.curvature} would not stay positive semi-definite",
             remedy="store it in float32, or choose --curvature kronecker",
         )
+    check_extent(recipe.until, None, recipe.shard, kind)
     check_options(recipe.fisher, recipe.draws, recipe.per or kind.per, recipe.fraction, recipe.source, kind)
