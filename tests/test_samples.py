@@ -9,15 +9,11 @@ import torch
 import torch.nn.functional as F
 from coupled import anchor_of, joint_price, random_shifts
 from laws import dense, drawn, same
-from networks import NETWORKS, Network
+from networks import IGNORED, NETWORKS, Network
 from slow import scored
 from torch import Tensor
 from torch.testing import assert_close
 
-from holdfast.curvature.examples import Examples
-from holdfast.curvature.samples import Samples
-from holdfast.curvature.statistic import LayerSize, Reading
-from holdfast.rows import Origin
 from holdfast.targets import select
 
 KINDS = ["samples", "samples-joint"]
@@ -110,6 +106,22 @@ def test_what_is_kept_does_not_depend_on_how_it_comes(kind: str, per: str, name:
 
 
 @each_kind
+@pytest.mark.parametrize("per", ["token", "sequence"])
+def test_sequences_without_a_scored_item_are_no_examples(kind: str, per: str) -> None:
+    network, options = NETWORKS["llama"], {"keep": 3, "per": per, "fisher": "data"}
+    ids = torch.tensor([3, 4, 5, 6, 7, 8, 9])
+    blank = {"input_ids": ids, "labels": torch.full_like(ids, IGNORED)}
+    rows = [blank, *network.rows[:2], blank, *network.rows[2:]]
+    same(anchor_of("llama", kind, network.batches(3, rows), **options), anchor_of("llama", kind, **options))
+
+
+@each_kind
+def test_each_draw_of_a_sequence_is_an_example_of_its_own(kind: str) -> None:
+    for curvature in anchor_of("llama", kind, per="sequence", draws=3).curvatures.values():
+        assert len(set(curvature.names)) == 3 * len(NETWORKS["llama"].rows)  # type: ignore[attr-defined]
+
+
+@each_kind
 @pytest.mark.parametrize("name", ["mlp", "twice", "conv1d", "recomputed"])
 @pytest.mark.parametrize("draws", [1, 2])
 def test_sequences_without_a_name_are_counted(kind: str, name: str, draws: int) -> None:
@@ -125,33 +137,6 @@ def test_another_seed_keeps_others(kind: str) -> None:
     assert all(one[name].names != other[name].names for name in one)  # type: ignore[attr-defined]
 
 
-def offered(seed: int, keep: int, rows: tuple[Tensor, Tensor], lengths: list[int], per: Any = "token") -> Examples:
-    """One batch of one layer, each sequence named by its number."""
-    statistic = Examples(LayerSize(rows[1].shape[1], rows[0].shape[1]), Reading(keep=keep, seed=seed, per=per))
-    statistic.add(*rows, origin=Origin(lengths, list(range(len(lengths)))))
-    statistic.flush()
-    return statistic
-
-
-@pytest.mark.parametrize("per", ["token", "sequence"])
-def test_a_choice_is_unbiased_and_every_example_as_likely(per: str) -> None:
-    lengths, rows = [2, 1, 3], (drawn(1, 6, 3), drawn(2, 6, 4))
-    size = LayerSize(4, 3)
-    exact = dense(Samples.from_sums(size, {"examples": offered(0, 9, rows, lengths, per)}, items=5))
-    examples, keep = (6, 2) if per == "token" else (3, 1)
-    total, counts = torch.zeros_like(exact), torch.zeros(examples)
-    choices = 3000
-    for seed in range(choices):
-        statistic = offered(seed, keep, rows, lengths, per)
-        kept = statistic.kept()
-        assert (len(kept.priorities), statistic.rows) == (keep, examples)
-        total += dense(Samples.from_sums(size, {"examples": statistic}, items=5)) / choices
-        taken = (kept.gradients[:, None, 0] == rows[1][[0, 1, 2, 3, 4, 5] if per == "token" else [0, 2, 3]]).all(dim=2)
-        counts += taken.sum(dim=0)
-    assert_close(counts / choices, torch.full_like(counts, keep / examples), rtol=MONTE_CARLO, atol=0)
-    assert_close(total, exact, rtol=0, atol=MONTE_CARLO * float(exact.diagonal().max()))
-
-
 def test_many_draws_are_the_exact_expectation() -> None:
     network = NETWORKS["mlp"]
     drawn_many = anchor_of("mlp", "samples", network.batches(5), draws=1000, keep=20_000)
@@ -160,21 +145,3 @@ def test_many_draws_are_the_exact_expectation() -> None:
         wanted = dense(curvature)
         found = dense(drawn_many.curvatures[layer])
         assert_close(found, wanted, rtol=0, atol=2 * MONTE_CARLO * float(wanted.diagonal().max()))
-
-
-@pytest.mark.parametrize("shards", [(slice(0, 3), slice(3, 6)), (slice(0, 1), slice(1, 6))])
-def test_what_is_kept_of_shards_is_what_is_kept_of_all(shards: tuple[slice, ...]) -> None:
-    rows = drawn(1, 6, 3), drawn(2, 6, 4)
-    whole = Examples(LayerSize(4, 3), Reading(keep=4))
-    whole.add(*rows, origin=Origin([1] * 6, list(range(6))))
-    whole.flush()
-    merged = Examples(LayerSize(4, 3), Reading(keep=4))
-    for shard in shards:
-        part = Examples(LayerSize(4, 3), Reading(keep=4))
-        part.add(*(side[shard] for side in rows), origin=Origin([1] * len(rows[0][shard]), list(range(6))[shard]))
-        part.flush()
-        merged.merge(part.state())
-    assert_close(merged.kept()._asdict(), whole.kept()._asdict(), rtol=0, atol=0)
-    assert merged.rows == whole.rows
-    again = Examples.restored(LayerSize(4, 3), Reading(keep=4), merged.state())
-    assert_close(again.kept()._asdict(), whole.kept()._asdict(), rtol=0, atol=0)
