@@ -43,8 +43,11 @@ class Curvature(ABC):
         """Normalise the collected sums by the number of scored items."""
 
     @classmethod
-    def numbers(cls, size: LayerSize, reading: Reading) -> dict[str, Amount]:
-        """Part -> how many numbers it takes, for a layer of that size; here: what the statistics sum."""
+    def numbers(cls, size: LayerSize, reading: Reading, following: LayerSize | None = None) -> dict[str, Amount]:
+        """Part -> how many numbers it takes, for a layer of that size; here: what the statistics sum.
+
+        `following` is the layer's neighbour in its chain, for a curvature with blocks between neighbours.
+        """
         return {name: statistic.amount(size, reading) for name, statistic in cls.statistics().items()}
 
     def captured(self) -> dict[str, float]:

@@ -76,7 +76,7 @@ class Eigen(Curvature):
         return cls(squares.result() / items, inputs, gradients)
 
     @classmethod
-    def numbers(cls, size: LayerSize, reading: Reading) -> dict[str, Amount]:
+    def numbers(cls, size: LayerSize, reading: Reading, following: LayerSize | None = None) -> dict[str, Amount]:
         turning = {"inputs": size.inputs.turning(size.inn), "gradients": size.gradients.turning(size.out)}
         bases = {
             side: Amount(factor.used + turning[side], turning[side], turning[side], factor.shared)

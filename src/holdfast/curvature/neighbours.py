@@ -9,7 +9,6 @@ from torch import Tensor
 
 from holdfast.curvature.offload import zeros
 from holdfast.curvature.statistic import LayerSize, Reading, Statistic
-from holdfast.factors.amount import Amount
 from holdfast.factors.factor import accumulator_dtype
 from holdfast.factors.full import Full
 from holdfast.rows import Origin
@@ -131,13 +130,6 @@ class Next(Half):
             return None
         self.link.settle()
         return self.link.total
-
-    @classmethod
-    def amount(cls, size: LayerSize, reading: Reading) -> Amount:
-        """For a next layer as wide as this one: its size is not known here."""
-        wide = size.inn if cls.reads == "inputs" else size.out
-        count = wide * wide if linkable(size) else 0
-        return Amount(count, count, count)
 
     def state(self) -> dict[str, Tensor]:
         total = self.matched()

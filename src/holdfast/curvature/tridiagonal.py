@@ -19,7 +19,8 @@ from holdfast.curvature.neighbours import (
     NextInputs,
     linkable,
 )
-from holdfast.curvature.statistic import InputMoment, LayerSize, Statistic
+from holdfast.curvature.statistic import InputMoment, LayerSize, Reading, Statistic
+from holdfast.factors.amount import Amount
 
 
 class Cross(NamedTuple):
@@ -91,6 +92,14 @@ class Tridiagonal(Coupled):
                     "gradients_before": GradientsBefore(size, reading, link=gradients.link),
                 }
         return further
+
+    @classmethod
+    def numbers(cls, size: LayerSize, reading: Reading, following: LayerSize | None = None) -> dict[str, Amount]:
+        own = Kronecker.numbers(size, reading)
+        if following is None or not (linkable(size) and linkable(following)):
+            return own
+        counts = {"next.inputs": size.inn * following.inn, "next.gradients": size.out * following.out}
+        return own | {name: Amount(count, count, count) for name, count in counts.items()}
 
     @classmethod
     def from_sums(cls, size: LayerSize, sums: Mapping[str, Statistic], items: int) -> Self:

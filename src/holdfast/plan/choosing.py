@@ -1,7 +1,8 @@
 """How each layer's curvature is kept: in full where that fits, in smaller structures where it does not."""
 
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, cached_property
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 from holdfast import catalogue, factors
@@ -52,7 +53,20 @@ class Plan:
     @property
     def layers(self) -> dict[str, Amount]:
         """Layer -> what it takes; what layers share is counted with the first of them."""
-        return {name: _amount(self.kind, size, self.reading, self._leads(name)) for name, size in self.sizes.items()}
+        return {name: self.amount(name) for name in self.sizes}
+
+    def amount(self, layer: str) -> Amount:
+        """What one layer takes."""
+        leads, after = self.leaders.get(layer, layer) == layer, self.following.get(layer)
+        return _amount(self.kind, self.sizes[layer], self.reading, leads, None if after is None else self.sizes[after])
+
+    @cached_property
+    def following(self) -> dict[str, str]:
+        """Layer -> the next one of its chain."""
+        chains: dict[str, list[str]] = {}
+        for name, size in self.sizes.items():
+            chains.setdefault(size.chain, []).append(name)
+        return {before: name for chain in chains.values() for before, name in pairwise(chain)}
 
     @property
     def total(self) -> Amount:
@@ -75,9 +89,6 @@ class Plan:
         return {"budget": self.budget, "bytes": self.bytes, "notes": list(self.notes)} | (
             {"layers": layers} if self.sided else {}
         )
-
-    def _leads(self, layer: str) -> bool:
-        return self.leaders.get(layer, layer) == layer
 
 
 def make(
@@ -137,19 +148,20 @@ def from_config(
 
 def _fitted(plan: Plan, ladder: tuple[str, ...], budget: int) -> Plan:
     """The plan with its sides as far down the ladder as the budget asks for."""
-    sizes, total = dict(plan.sizes), plan.total
+    plan = replace(plan, sizes=dict(plan.sizes))
+    sizes, total = plan.sizes, plan.total
+    before = {name: layer for layer, name in plan.following.items()}
     for storage in map(factors.storage, ladder):
         for side in _sides(plan):
             if storage.numbers(side.width) >= getattr(sizes[side.layers[0]], side.name).numbers(side.width):
                 continue
-            for name in side.layers:
-                leads = plan._leads(name)
-                total -= _amount(plan.kind, sizes[name], plan.reading, leads)
-                sizes[name] = _kept(sizes[name], side.name, storage)
-                total += _amount(plan.kind, sizes[name], plan.reading, leads)
+            touched = {*side.layers, *(before[name] for name in side.layers if name in before)}
+            total -= sum(map(plan.amount, touched), Amount())
+            sizes |= {name: _kept(sizes[name], side.name, storage) for name in side.layers}
+            total += sum(map(plan.amount, touched), Amount())
             if total.held * plan.each <= budget:
-                return replace(plan, sizes=sizes)
-    raise _too_large(replace(plan, sizes=sizes), budget)
+                return plan
+    raise _too_large(plan, budget)
 
 
 def _sides(plan: Plan) -> list[_Side]:
@@ -170,9 +182,11 @@ def _sides(plan: Plan) -> list[_Side]:
 
 
 @cache
-def _amount(kind: type[Curvature], size: LayerSize, reading: Reading, leads: bool) -> Amount:
+def _amount(
+    kind: type[Curvature], size: LayerSize, reading: Reading, leads: bool, following: LayerSize | None
+) -> Amount:
     """What a layer takes, without what it shares with a layer before it."""
-    return sum((a for a in kind.numbers(size, reading).values() if leads or not a.shared), Amount())
+    return sum((a for a in kind.numbers(size, reading, following).values() if leads or not a.shared), Amount())
 
 
 @cache

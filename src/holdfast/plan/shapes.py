@@ -76,7 +76,7 @@ def of_config(name: str | Path, targets: Targets = ALL_LINEAR) -> Shapes:
     Raises:
         HoldfastError: no configuration there, one of no known model, or targets that match nothing.
     """
-    model = _empty_model(str(name))
+    model = empty_model(str(name))
     layers = select(model, targets)
     sizes = {n: LayerSize(*require_kind(n, m).size(m), is_embedding(require_kind(n, m))) for n, m in layers.items()}
     for inputs in _attempts(model):
@@ -107,7 +107,8 @@ def _attempts(model: Any) -> Iterator[dict[str, Any]]:
         yield from ({name: other}, {name: other} | after)
 
 
-def _empty_model(name: str) -> Any:
+def empty_model(name: str) -> Any:
+    """The model of a configuration on the meta device: shapes without numbers."""
     import transformers
 
     configuration = _configuration(name)
