@@ -101,3 +101,15 @@ def test_examples_away_from_the_device_are_the_same(place: Any) -> None:
             statistic.flush()
         kept.append(statistic.kept()._asdict())
     assert_close(kept[1], kept[0], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(("per", "indexed"), [("token", False), ("sequence", False), ("sequence", True)])
+def test_a_plan_tells_what_is_kept(per: Any, indexed: bool) -> None:
+    size, reading = LayerSize(4, 3, indexed), Reading(keep=2, per=per, length=3)
+    statistic = Examples(size, reading)
+    for key in range(3):
+        inputs = torch.tensor([0, 1, 2]) if indexed else drawn(1, 3, 3)
+        statistic.add(inputs, drawn(2, 3, 4), origin=Origin([3], [key]))
+        statistic.flush()
+    kept = statistic.kept()
+    assert Examples.amount(size, reading).used == kept.inputs.numel() + kept.gradients.numel()

@@ -159,7 +159,8 @@ def planned(recipe: AnchorRecipe) -> tuple[Plan, Shapes]:
         HoldfastError: no configuration, targets that match nothing, a budget that is too small.
     """
     kind = catalogue.curvature(recipe.curvature)
-    reading = Reading(_products(recipe), recipe.per or kind.per, recipe.keep, recipe.seed, recipe.offload)
+    per = recipe.per or kind.per
+    reading = Reading(_products(recipe), per, recipe.keep, recipe.seed, recipe.offload, recipe.length)
     shapes = of_config(recipe.model, recipe.targets)
     return make(shapes, kind, reading, memory=recipe.memory, storage=recipe.factors), shapes
 

@@ -113,15 +113,18 @@ class Examples(Statistic):
         """The chosen examples so far, by priority."""
         priorities = torch.cat([some.priorities for some in self._kept])
         order = priorities.argsort(stable=True)[: self.reading.keep]
-        longest = max(some.gradients.shape[1] for some in self._kept)
-        inputs, gradients = (torch.cat([padded(some[side], longest) for some in self._kept]) for side in (1, 2))
-        beside = order.to(gradients.device)
-        return Kept(priorities[order], inputs[beside], gradients[beside])
+        longest, device = max(some.gradients.shape[1] for some in self._kept), self._kept[-1].gradients.device
+        inputs, gradients = (
+            torch.cat([padded(some[side].to(device), longest) for some in self._kept])[order.to(device)]
+            for side in (1, 2)
+        )
+        return Kept(priorities[order], inputs, gradients)
 
     @classmethod
     def amount(cls, size: LayerSize, reading: Reading) -> Amount:
-        """For examples of one row; a sequence of t positions takes t times as much."""
-        used = reading.keep * (size.out + (1 if size.indexed else size.inn))
+        """Where layers are called once."""
+        rows = reading.keep * (reading.length if reading.per == "sequence" else 1)
+        used = rows * (size.out + (1 if size.indexed else size.inn))
         return Amount(int(SLACK * used), used, used)
 
     def state(self) -> dict[str, Tensor]:

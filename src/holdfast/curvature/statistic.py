@@ -3,7 +3,6 @@
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any, ClassVar, Literal, Self
 
 import torch
@@ -58,6 +57,7 @@ class Reading:
         per: "token" takes every row as an example of its own; "sequence" sums over a sequence before squaring.
         keep: how many examples a curvature of stored samples keeps.
         seed: of which they are.
+        length: rows of a sequence, for plans of what is kept of whole sequences; what is measured tells by itself.
         offload: where running sums are kept: None beside the rows, "cpu", or "disk" (files mapped into memory).
             Products are made where the rows are; on an accelerator each layer's is then moved, batch by batch.
     """
@@ -67,6 +67,7 @@ class Reading:
     keep: int = 256
     seed: int = 0
     offload: Place | None = None
+    length: int = 512
 
 
 class Statistic(ABC):
@@ -237,10 +238,16 @@ class InputMoment(SecondMoment):
 
     reads = "inputs"
 
-    @cached_property
+    def __init__(self, size: LayerSize, reading: Reading, first: Any = None) -> None:
+        super().__init__(size, reading, first)
+        self._mean: tuple[int, Factor] | None = None  # and the rows that it is of
+
+    @property
     def mean(self) -> Factor:
         """The sum over its rows, made once for all layers that share it."""
-        return self.factor(1 / max(self.rows, 1))
+        if self._mean is None or self._mean[0] != self.rows:
+            self._mean = self.rows, self.factor(1 / max(self.rows, 1))
+        return self._mean[1]
 
 
 class GradientMoment(SecondMoment):
