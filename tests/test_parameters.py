@@ -100,10 +100,10 @@ def test_methods_without_a_shift_hold_on_to_their_own_parameters(method: str) ->
 @pytest.mark.parametrize("method", ["prefix", "prompt", "ia3", "dora", "bias"])
 def test_structures_made_of_rows_refuse_plain_parameters(method: str) -> None:
     model = adapted_by(method)
-    with pytest.raises(HoldfastError, match=r"'kronecker' is made of a layer's inputs[\s\S]*per='sequence'"):
+    with pytest.raises(HoldfastError, match=r"'kronecker' is made of a layer's inputs[\s\S]*curvature='diagonal'"):
         estimate(model, LLAMA)
     with pytest.raises(HoldfastError, match=r"per='token' squares[\s\S]*pass per='sequence'"):
-        estimate(model, LLAMA, "diagonal")
+        estimate(model, LLAMA, "diagonal", per="token")
 
 
 @pytest.mark.parametrize("method", ["prefix", "prompt", "ia3"])

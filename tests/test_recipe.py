@@ -9,7 +9,6 @@ from holdfast import HoldfastError
 from holdfast.recipe import (
     DataSettings,
     TrainingSettings,
-    TuneRecipe,
     dump,
     layer_names,
     load,
@@ -17,6 +16,7 @@ from holdfast.recipe import (
     override,
     validate,
 )
+from holdfast.tune_recipe import TuneRecipe
 
 LEAST = {"model": "m", "target": {"path": "t.jsonl"}}
 
@@ -34,7 +34,7 @@ def test_writing_and_reading_changes_nothing():
     values = LEAST | {"source": {"path": "self"}, "distill": 0.3, "anchor": "a", "targets": ["q_proj"], "alpha": 3}
     recipe = validate(TuneRecipe, values | {"training": {"learning_rate": 1e-5, "steps": 7}})
     assert validate(TuneRecipe, yaml.safe_load(dump(recipe))) == recipe
-    assert (recipe.anchor, recipe.alpha, recipe.training.steps) == (Path("a"), 3.0, 7)
+    assert (recipe.anchor, recipe.alpha, recipe.training.steps) == ([Path("a")], 3.0, 7)
 
 
 def test_yaml_reads_some_numbers_as_text():

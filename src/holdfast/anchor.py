@@ -87,7 +87,7 @@ class Anchor:
             space: "weights" measures the base layers, adapters switched off; "adapter" measures what the adapter
                 trains, at its present values and switched on (LaLoRA, arXiv 2512.17720). Parameters that are no
                 layer's weight (prefixes, IA3's vectors, DoRA's magnitudes, biases) have elementwise curvature,
-                curvature="diagonal", per="sequence", for which each sequence takes a backward pass of its own.
+                curvature="diagonal", per sequence; each sequence then takes a backward pass of its own.
             fisher: "sampled" draws each label from the model (the true Fisher, unbiased); "exact" takes the
                 expectation over all labels instead, where classes are few; "data" uses the data's own labels (the
                 empirical Fisher: about twice as large on language models, and no forecast).
@@ -127,12 +127,12 @@ class Anchor:
                 the base weights, non-finite sums, a memory budget that nothing fits into, no space to offload to.
         """
         kind = catalogue.curvature(curvature)
-        per = per or kind.per
-        check_options(fisher, draws, per, fraction, source, kind)
+        check_options(fisher, draws, per or kind.per, fraction, source, kind)
         check_extent(until, checkpoint, shard, kind)
         check_place(offload)
         parts = select_parts(model, targets, space)
         plain = needs_gradients(parts, kind, per)
+        per = per or ("sequence" if plain else kind.per)
         weights = {name: fingerprint(part.tensor) for name, part in parts.items()}
         base = getattr(getattr(bare(model), "config", None), "_name_or_path", "") or type(bare(model)).__name__
         facts: dict[str, Any] = {"base_model": base, "item": item, "seed": seed, "fraction": fraction}

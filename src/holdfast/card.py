@@ -70,12 +70,16 @@ def _held(settings: dict[str, Any], row: dict[str, Any]) -> str:
     if row["penalty"] == "none":
         return "It did not: plain fine-tuning."
     parts = []
-    if settings["anchor"] is not None:
-        parts.append(f"an anchor ({settings['anchor']}), {row['form']} penalty, at strength {settings['strength']}")
+    anchors = [f"an anchor ({folder})" for folder in settings["anchor"]]
+    if settings["curvature"] is not None:
+        of = "weights" if settings["space"] == "weights" else "adapter's start"
+        anchors.append(f"the {settings['curvature']} curvature of the {of}")
+    if anchors:
+        parts.append(f"{' and '.join(anchors)}, {row['form']} penalty, at strength {settings['strength']}")
     if settings["distill"] > 0:
         parts.append(f"distillation from the pre-trained model at weight {settings['distill']}")
     forecast = row["predicted_forgetting"]
     # With an anchor it is extrapolated from the curvature; with distillation alone it was measured along the way.
-    kind = "Forecast of the forgetting" if settings["anchor"] is not None else "Divergence measured while training"
+    kind = "Forecast of the forgetting" if anchors else "Divergence measured while training"
     said = "" if forecast is None else f" {kind}: {forecast:.2g} nats per token."
     return f"By {' and '.join(parts)}.{said}"

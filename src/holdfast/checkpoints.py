@@ -25,13 +25,14 @@ class Run:
 
     recipe: str  # YAML
     data: Mapping[str, Any]  # side -> fingerprint
+    start: str | None = None  # of what is trained, where a penalty is centred on it
 
 
 def seal(checkpoint: Path, run: Run) -> None:
     """Declare a checkpoint whole, once all of it is on the disk."""
     files.sync(checkpoint)
     files.write_text(checkpoint / RECIPE, run.recipe)
-    files.write_json(checkpoint / SEAL, dict(run.data))
+    files.write_json(checkpoint / SEAL, {**run.data, "start": run.start})
 
 
 def step(checkpoint: Path) -> int:
@@ -106,6 +107,17 @@ def check_data(checkpoint: Path, data: Mapping[str, Any]) -> None:
             f"the {' and the '.join(changed)} data is not what the run in {checkpoint.parent.parent} was started with",
             causes=["a file was changed since", "the tokenizer was changed since"],
             remedy="bring the data back, or start again without --resume",
+        )
+
+
+def check_start(checkpoint: Path, start: str | None) -> None:
+    """Raise HoldfastError where the checkpoint's run started its adapter elsewhere: its penalty had another centre."""
+    if json.loads((checkpoint / SEAL).read_text(encoding="utf-8")).get("start") != start:
+        raise HoldfastError(
+            f"the adapter does not start where the run in {checkpoint.parent.parent} started it",
+            wanted="the same start: the penalty is centred on it",
+            causes=["another version of torch or peft draws other numbers", "the base model was changed since"],
+            remedy="go on where the run was started, or start again without --resume",
         )
 
 

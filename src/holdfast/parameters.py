@@ -23,7 +23,7 @@ from holdfast.rows import Per
 from holdfast.sharding import Post
 
 
-def needs_gradients(parts: Mapping[str, Part], kind: type[Curvature], per: Per) -> bool:
+def needs_gradients(parts: Mapping[str, Part], kind: type[Curvature], per: Per | None) -> bool:
     """Whether some part is no layer's weight, so that all are measured by whole gradients.
 
     Raises:
@@ -38,12 +38,12 @@ def needs_gradients(parts: Mapping[str, Part], kind: type[Curvature], per: Per) 
         raise HoldfastError(
             f"curvature {kind.kind!r} is made of a layer's inputs and output gradients. {named}",
             wanted="an elementwise curvature where biases, vectors, prompts or embeddings' adapters are trained",
-            remedy="ask for curvature='diagonal' with per='sequence', or freeze these parameters",
+            remedy="ask for curvature='diagonal', or freeze these parameters",
         )
-    if per != "sequence":
+    if per not in (None, "sequence"):
         raise HoldfastError(
             f"per={per!r} squares every position's own gradient, and a whole gradient is a sequence's. {named}",
-            remedy="pass per='sequence'",
+            remedy="leave per out, or pass per='sequence'",
         )
     return True
 

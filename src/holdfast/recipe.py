@@ -4,7 +4,7 @@ import copy
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -60,46 +60,6 @@ class DataSettings(Settings):
     @classmethod
     def _path_alone(cls, value: Any) -> Any:
         return {"path": value} if isinstance(value, str) else value
-
-
-class TuneRecipe(Settings):
-    """One `holdfast tune` run."""
-
-    model: str
-    target: DataSettings
-    source: DataSettings | None = None
-    anchor: Path | None = None
-    form: str = Field("quadratic", description="the anchor's penalty: a name from the catalogue")
-    strength: float = Field(1.0, ge=0)
-    damping: float = Field(0.0, ge=0)
-    distill: float = Field(0.0, ge=0, description="weight of the distillation; 0 for none")
-    distill_sequences: int = Field(4, ge=1)
-    distill_every: int = Field(1, ge=1)
-    distill_top_k: int | None = Field(None, ge=1)
-    samples: int = Field(256, ge=4, description="sequences sampled from the model for --source self")
-    method: str = "lora"
-    rank: int = Field(8, ge=1)
-    alpha: float | None = Field(None, gt=0)
-    targets: str | list[str] = "all-linear"
-    sample_length: int = Field(SAMPLE_LENGTH, ge=8, description="tokens per sampled sequence")
-    length: int = Field(512, ge=2, description="tokens per sequence")
-    held_out: float = Field(0.05, gt=0, lt=1, description="share of each data set kept for measuring")
-    training: TrainingSettings = TrainingSettings()
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    seed: int = 0
-
-    @field_validator("targets", mode="before")
-    @classmethod
-    def _names(cls, targets: Any) -> Any:
-        return layer_names(targets)
-
-    @model_validator(mode="after")
-    def _coherent(self) -> Self:
-        if self.distill > 0 and self.source is None:
-            raise ValueError("distillation needs --source DATA, or --source self for text sampled from the model")
-        if self.anchor is None and self.form != type(self).model_fields["form"].default:
-            raise ValueError(f"form={self.form} is of the penalty on an anchor's shifts, and no anchor is named")
-        return self
 
 
 Recipe = TypeVar("Recipe", bound=Settings)

@@ -3,29 +3,28 @@
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from holdfast import catalogue, checkpoints
-from holdfast.anchor import Anchor
-from holdfast.batches import collate
 from holdfast.card import SIGNATURE, write_card
 from holdfast.checkpoints import Run
 from holdfast.data import check_tokenizer
 from holdfast.errors import HoldfastError
 from holdfast.files import output_folder, require_folder, whole_folder, write_json, write_text
+from holdfast.holding import Holding
 from holdfast.language_model import load_model, load_tokenizer
 from holdfast.machine import machine, versions
 from holdfast.penalties.anchored import Anchored
-from holdfast.penalties.distill import Distill
-from holdfast.penalties.quadratic import Penalty
 from holdfast.penalties.regularizer import Regularizer
-from holdfast.recipe import TuneRecipe, dump
+from holdfast.recipe import dump
 from holdfast.report import page
 from holdfast.sides import SELF, Side, fingerprint, held_out_loss, read_side, sampled_side
 from holdfast.training import LIVE_LOG, Trained, log_line, train
+from holdfast.tune_recipe import TuneRecipe
 
 Say = Callable[[str], None]
 
@@ -40,24 +39,27 @@ def tune(recipe: TuneRecipe, out: Path, *, resume: bool = False, say: Say = prin
         HoldfastError: bad data, a model that can't be loaded, an anchor of another model, another recipe's folder
             to resume in, NaN losses, no space.
     """
-    tuner, form = catalogue.tuner(recipe.method)(), _form(recipe.form)
+    tuner, holding = catalogue.tuner(recipe.method)(), Holding(recipe, say)
     with output_folder(out):
         checkpoint = _checkpoint(recipe, out, say) if resume else None
-        anchor = None if recipe.anchor is None else Anchor.load(recipe.anchor)
         base, tokenizer = load_model(recipe.model, recipe.dtype), load_tokenizer(recipe.model)
         check_tokenizer(tokenizer, base, length=recipe.length)
-        if anchor is not None:
-            anchor.check(base)
+        holding.check(base)
         with _noted() as notes:
             sides, before = _sides(recipe, base, tokenizer, say)
             run = Run(dump(recipe), {name: fingerprint(side) for name, side in sides.items()})
             if checkpoint is not None:
                 checkpoints.check_data(checkpoint, run.data)
+            holding.measure(base, sides["source"], "weights")
             torch.manual_seed(recipe.seed)
             model = tuner.prepare(base, recipe.targets, recipe.rank, recipe.alpha)
             kind = "adapter" if hasattr(model, "peft_config") else "model"
             _check_destination(out / kind)
-            penalties = _penalties(recipe, model, form, anchor, sides["source"])
+            holding.measure(model, sides["source"], "adapter")
+            run = replace(run, start=holding.start(model))
+            if checkpoint is not None:
+                checkpoints.check_start(checkpoint, run.start)
+            penalties = holding.penalties(model, sides["source"])
             trained = train(
                 model,
                 sides["target"].rows,
@@ -69,7 +71,8 @@ def tune(recipe: TuneRecipe, out: Path, *, resume: bool = False, say: Say = prin
                 seed=recipe.seed,
             )
         after = {name: held_out_loss(model, side, f"{name} after") for name, side in sides.items()}
-        results = _results(recipe, [_row(recipe, penalties, before, after, trained)], sides, notes)
+        row = _row(recipe, holding, penalties, before, after, trained)
+        results = _results(recipe, [row], sides, notes)
         _save(model, tokenizer, results, run, out / kind, say)
     return results
 
@@ -122,59 +125,19 @@ def _source(recipe: TuneRecipe, model: Any, tokenizer: Any) -> Side | None:
     return sampled_side(model, recipe.samples, min(recipe.sample_length, recipe.length), recipe.seed, 0.25)
 
 
-def _form(name: str) -> type[Anchored]:
-    """The penalty on an anchor's shifts of that name."""
-    forms = {known: catalogue.find("penalty", known) for known in catalogue.names("penalty")}
-    anchored = [known for known, made in forms.items() if issubclass(made, Anchored)]
-    if name not in anchored:
-        raise HoldfastError(
-            f"no penalty on an anchor's shifts is called {name!r}", wanted=f"one of {', '.join(anchored)}"
-        )
-    return forms[name]
-
-
-def _penalties(
-    recipe: TuneRecipe, model: Any, form: type[Anchored], anchor: Anchor | None, source: Side | None
-) -> list[Regularizer]:
-    found: list[Regularizer] = []
-    if anchor is not None:
-        found.append(form(model, anchor, recipe.strength, recipe.damping))
-    if recipe.distill > 0 and source is not None:
-        if recipe.distill_top_k is None and not hasattr(model, "peft_config"):
-            raise HoldfastError(
-                f"--method {recipe.method} has no adapter to switch off, so nothing is left to distil from",
-                remedy="store the model's answers before training: --set distill_top_k=256",
-            )
-        found.append(
-            Distill(
-                model,
-                [collate(source.rows)],
-                recipe.distill,
-                sequences=recipe.distill_sequences,
-                every=recipe.distill_every,
-                top_k=recipe.distill_top_k,
-                seed=recipe.seed,
-            )
-        )
-    return found
-
-
 def _row(
     recipe: TuneRecipe,
+    holding: Holding,
     penalties: list[Regularizer],
     before: dict[str, float | None],
     after: dict[str, float | None],
     trained: Trained,
 ) -> dict[str, Any]:
     anchored = next((p for p in penalties if isinstance(p, Anchored)), None)
-    suffix = "" if anchored is None or isinstance(anchored, Penalty) else f"-{anchored.name}"
-    labels = [] if anchored is None else [f"{anchor.kind}{suffix}" for anchor in anchored.anchors]
-    if recipe.distill > 0 and recipe.source is not None:
-        labels.append("distill-self" if recipe.source.path == SELF else "distill-source")
     forecast = next((p.predicted_forgetting for p in penalties), None)
     return {
         "method": recipe.method,
-        "penalty": "+".join(labels) or "none",
+        "penalty": "+".join(holding.labels()) or "none",
         "form": None if anchored is None else anchored.name,
         "strength": recipe.strength if anchored is not None else recipe.distill or None,
         "seed": recipe.seed,
@@ -182,6 +145,7 @@ def _row(
         **{f"{side}_after": after[side] for side in after},
         "predicted_forgetting": forecast,
         "per_layer": {} if anchored is None or anchored.predicted_forgetting is None else anchored.per_layer(),
+        "anchor_seconds": holding.seconds,
         "seconds": trained.seconds,
         "seconds_per_step": trained.seconds_per_step,
         "peak_memory_mb": trained.peak_memory_mb,

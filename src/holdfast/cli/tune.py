@@ -20,7 +20,24 @@ def tune(
     ] = None,
     out: Annotated[Path, option("Folder for the adapter, results.json and report.html.", "DIR")] = Path("out"),
     anchor: Annotated[
-        Path | None, option("Hold on in weight space: a folder that holdfast anchor wrote.", "DIR", HOLD)
+        list[Path] | None,
+        option("Hold on in weight space: a folder that holdfast anchor wrote; several add up.", "DIR", HOLD),
+    ] = None,
+    anchor_weights: Annotated[
+        list[float] | None,
+        option("How much each anchor counts.", "NUMBER", HOLD, "--anchor-weight", default="1 each"),
+    ] = None,
+    curvature: Annotated[
+        str | None, option("Measure an anchor in this run, on --source: its structure.", "KIND", HOLD)
+    ] = None,
+    space: Annotated[
+        str | None,
+        option(
+            'What it is measured of: the base "weights", or what the "adapter" trains.',
+            "SPACE",
+            HOLD,
+            default="weights",
+        ),
     ] = None,
     strength: Annotated[float | None, option("Weight of the anchor's penalty.", "NUMBER", HOLD, default="1")] = None,
     damping: Annotated[
@@ -58,6 +75,13 @@ def tune(
     source_text: Annotated[
         str | None, option("Column of the source's text.", "NAME", DATA, "--source-text-column")
     ] = None,
+    source_prompt: Annotated[
+        str | None, option("Column of the source's prompts.", "NAME", DATA, "--source-prompt-column")
+    ] = None,
+    source_completion: Annotated[
+        str | None,
+        option("Column of its completions; only they are scored.", "NAME", DATA, "--source-completion-column"),
+    ] = None,
     changes: Annotated[
         list[str] | None, option("Any key of the recipe: --set training.clip=0.5", "KEY=VALUE", None, "--set")
     ] = None,
@@ -65,16 +89,19 @@ def tune(
 ) -> None:
     """Fine-tune a causal language model, hold on to what it knew, and measure both.
 
-    Without --anchor and --distill it is plain fine-tuning. The columns of tables are guessed from their names.
+    Without --anchor, --curvature and --distill it is plain fine-tuning. Columns are guessed from their names.
 
     Example: [bold]holdfast tune --model ./llama --target tickets.jsonl --source self --distill 0.3 --out out[/bold]
     """
     from holdfast import recipe as recipes
     from holdfast.cli.interrupt import Interrupted
     from holdfast.errors import HoldfastError
+    from holdfast.tune_recipe import TuneRecipe
 
     given: dict[str, Any] = {
-        "model": model, "anchor": None if anchor is None else str(anchor), "strength": strength, "damping": damping,
+        "model": model, "anchor": [str(folder) for folder in anchor or []] or None,
+        "anchor_weights": anchor_weights or None, "curvature": curvature, "space": space,
+        "strength": strength, "damping": damping,
         "distill": distill, "method": method, "rank": rank, "length": length, "seed": seed,
         "targets": targets,
         "training": {
@@ -82,19 +109,21 @@ def tune(
             "learning_rate": learning_rate, "save_steps": save_steps,
         },
         "target": {"path": target, "text": text, "prompt": prompt, "completion": completion},
-        "source": {"path": source, "text": source_text},
+        "source": {"path": source, "text": source_text, "prompt": source_prompt, "completion": source_completion},
     }  # fmt: skip
     values = recipes.merge({} if recipe is None else recipes.load(recipe), given)
     values = recipes.override(values, changes or [])
-    if values.get("anchor") is None and (strength is not None or damping is not None):
+    held = values.get("anchor") or values.get("curvature")
+    if not held and (strength is not None or damping is not None):
         raise HoldfastError(
             "--strength and --damping weigh an anchor, and none is named",
-            remedy="pass --anchor DIR, or hold on with --source self --distill WEIGHT",
+            remedy="pass --anchor DIR, measure one with --curvature kronecker --source DATA, "
+            "or hold on with --source self --distill WEIGHT",
         )
     for key in ("model", "target"):
         if key not in values:
             raise HoldfastError(f"no {key} was named", remedy=f"pass --{key}, or a recipe that has it")
-    settings = recipes.validate(recipes.TuneRecipe, values)
+    settings = recipes.validate(TuneRecipe, values)
     try:
         _run(settings, out, resume, as_json)
     except Interrupted as stop:

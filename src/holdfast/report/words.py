@@ -56,9 +56,9 @@ def old_data(penalty: str) -> str:
     parts = penalty.partition(", ")[0].split("+")
     if any(part in _REHEARSED for part in parts):
         return "in every step"
-    # A part is a curvature's name, or begins with it: "kronecker-root", "diagonal-sequence".
+    # A part is a curvature's name, or begins with it: "kronecker-root", "diagonal-sequence", "diagonal@adapter".
     measured = [kind for kind in catalogue.names("curvature") if catalogue.curvature(kind).statistics()]
-    anchored = any(f"{part}-".startswith(f"{kind}-") for part in parts for kind in measured)
+    anchored = any(f"{part}-".replace("@", "-").startswith(f"{kind}-") for part in parts for kind in measured)
     return "once, for the anchor" if anchored else "none"
 
 

@@ -15,7 +15,7 @@ from holdfast.targets import base_layers, canonical
 
 ELSEWHERE = (
     "hold on to the adapter's own parameters, by Anchor.estimate(model, source, curvature='diagonal', "
-    "space='adapter', per='sequence'), or in function space: holdfast.Distill needs no shift"
+    "space='adapter'), or in function space: holdfast.Distill needs no shift"
 )
 Reader = Callable[[], Shift]
 

@@ -1,0 +1,174 @@
+"""What one tuning run holds on by: stored anchors, what is measured in the run, and the penalties they make."""
+
+import hashlib
+import time
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from holdfast import catalogue
+from holdfast.anchor import Anchor
+from holdfast.anchor_options import check_options
+from holdfast.batches import collate
+from holdfast.errors import HoldfastError
+from holdfast.fingerprint import fingerprint
+from holdfast.parts import Space, select_parts
+from holdfast.penalties.anchored import Anchored
+from holdfast.penalties.distill import Distill
+from holdfast.penalties.quadratic import Penalty
+from holdfast.penalties.regularizer import Regularizer
+from holdfast.sides import SELF, Side
+from holdfast.tune_recipe import MEASURING, TuneRecipe
+
+BATCH = 8  # sequences that are measured at once
+
+
+class Holding:
+    """The anchors of a run and its regularizers; built before anything is loaded.
+
+    Attributes:
+        anchors: the stored ones in their order, then the one measured in this run.
+        seconds: spent on measuring.
+
+    Raises:
+        HoldfastError: names that nothing has, options that do not go together, a folder that is no anchor.
+    """
+
+    def __init__(self, recipe: TuneRecipe, say: Callable[[str], None]) -> None:
+        self.recipe, self.say = recipe, say
+        self.form = _form(recipe.form)
+        self.seconds = 0.0
+        if recipe.curvature is not None:
+            _check_measured(recipe, recipe.curvature)
+        self.anchors = [Anchor.load(folder) for folder in recipe.anchor]
+        spaces = {anchor.space for anchor in self.anchors} | ({recipe.space} if recipe.curvature else set())
+        if recipe.prior and "adapter" not in spaces:
+            raise HoldfastError(
+                f"prior={recipe.prior} is a precision of the adapter's own parameters, and no anchor is of them",
+                remedy="measure one: --curvature KIND --space adapter",
+            )
+
+    def check(self, base: nn.Module) -> None:
+        """Raise HoldfastError where a stored anchor of weights is another model's."""
+        for anchor in self.anchors:
+            if anchor.space == "weights":
+                anchor.check(base)
+
+    def measure(self, model: Any, source: Side | None, space: Space) -> None:
+        """Measure the recipe's curvature, if it is of that space: of the weights at the base model, else at the start.
+
+        Raises:
+            HoldfastError: a model without an adapter, a curvature that its parameters don't have.
+        """
+        recipe = self.recipe
+        if recipe.curvature is None or recipe.space != space:
+            return
+        if space == "adapter" and not hasattr(model, "peft_config"):
+            raise HoldfastError(
+                f"--space adapter measures what an adapter trains, and --method {recipe.method} makes none",
+                remedy="leave --space out",
+            )
+        rows = source.rows if source is not None and _reads(recipe.curvature) else None
+        started = time.perf_counter()
+        options: dict[str, Any] = {"targets": recipe.targets} if space == "weights" else {}
+        measured = Anchor.estimate(
+            model,
+            None if rows is None else [collate(rows[i : i + BATCH]) for i in range(0, len(rows), BATCH)],
+            curvature=recipe.curvature,
+            space=space,
+            fisher=recipe.fisher,
+            draws=recipe.draws,
+            per=recipe.per,
+            keep=recipe.keep,
+            max_items=recipe.max_items,
+            seed=recipe.seed,
+            **options,
+        )
+        self.seconds = time.perf_counter() - started
+        self.anchors.append(measured)
+        count, of = len(measured.curvatures), "layers" if space == "weights" else "parts of the adapter"
+        on = "" if rows is None else f" from {measured.items} tokens in {self.seconds:.1f} s"
+        self.say(f"anchor: {measured.kind} of {count} {of}{on}")
+
+    def start(self, model: nn.Module) -> str | None:
+        """A hash of what the adapter starts at, where an anchor belongs to it: a resumed run must start there too."""
+        if all(anchor.space == "weights" for anchor in self.anchors):
+            return None
+        trained = select_parts(model, "all-linear", "adapter")
+        hashes = "".join(fingerprint(part.tensor)["sha256"] for part in trained.values())
+        return hashlib.sha256(hashes.encode()).hexdigest()
+
+    def penalties(self, model: nn.Module, source: Side | None) -> list[Regularizer]:
+        """What joins the loss; the model stands at its start.
+
+        Raises:
+            HoldfastError: an anchor of another start, a layer without a price, nothing to distil from.
+        """
+        recipe, found = self.recipe, list[Regularizer]()
+        if self.anchors:
+            options: dict[str, Any] = {"weights": recipe.anchor_weights}
+            options |= {"prior": recipe.prior} if recipe.prior else {}  # the quadratic form alone has one
+            found.append(self.form(model, self.anchors, recipe.strength, recipe.damping, **options))
+        if recipe.distill > 0 and source is not None:
+            found.append(_distillation(recipe, model, source))
+        return found
+
+    def labels(self) -> list[str]:
+        """What result rows call each anchor and the distillation: "kronecker", "diagonal@adapter", "distill-self"."""
+        form = "" if self.form is Penalty else f"-{self.form.name}"
+        found = [f"{a.kind}{'@adapter' if a.space == 'adapter' else ''}{form}" for a in self.anchors]
+        recipe = self.recipe
+        if recipe.distill > 0 and recipe.source is not None:
+            found.append("distill-self" if recipe.source.path == SELF else "distill-source")
+        return found
+
+
+def _reads(curvature: str) -> bool:
+    """Whether a curvature is measured on data."""
+    return bool(catalogue.curvature(curvature).statistics())
+
+
+def _check_measured(recipe: TuneRecipe, curvature: str) -> None:
+    kind = catalogue.curvature(curvature)
+    reads = _reads(curvature)
+    if reads and recipe.source is None:
+        raise HoldfastError(
+            f"--curvature {curvature} is measured on source data, and none is named",
+            remedy="pass --source DATA, or --source self for text sampled from the model",
+        )
+    idle = [] if reads else [key for key in MEASURING if key != "space" and recipe.changed(key)]
+    if idle:
+        raise HoldfastError(
+            f"--curvature {curvature} is not measured on data, and {', '.join(idle)} says how",
+            remedy="leave it out",
+        )
+    check_options(recipe.fisher, recipe.draws, recipe.per or kind.per, 1.0, recipe.source if reads else None, kind)
+
+
+def _form(name: str) -> type[Anchored]:
+    """The penalty on an anchor's shifts of that name."""
+    forms = {known: catalogue.find("penalty", known) for known in catalogue.names("penalty")}
+    anchored = [known for known, made in forms.items() if issubclass(made, Anchored)]
+    if name not in anchored:
+        raise HoldfastError(
+            f"no penalty on an anchor's shifts is called {name!r}", wanted=f"one of {', '.join(anchored)}"
+        )
+    return forms[name]
+
+
+def _distillation(recipe: TuneRecipe, model: nn.Module, source: Side) -> Distill:
+    if recipe.distill_top_k is None and not hasattr(model, "peft_config"):
+        raise HoldfastError(
+            f"--method {recipe.method} has no adapter to switch off, so nothing is left to distil from",
+            remedy="store the model's answers before training: --set distill_top_k=256",
+        )
+    return Distill(
+        model,
+        [collate(source.rows)],
+        recipe.distill,
+        sequences=recipe.distill_sequences,
+        every=recipe.distill_every,
+        top_k=recipe.distill_top_k,
+        seed=recipe.seed,
+    )

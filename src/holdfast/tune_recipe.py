@@ -1,0 +1,92 @@
+"""The recipe of a tuning run: everything `holdfast tune` was asked for, validated before anything heavy starts."""
+
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from holdfast.recipe import SAMPLE_LENGTH, DataSettings, Settings, TrainingSettings, layer_names
+
+ITEMS = 200_000  # scored tokens that a curvature is measured on, at most
+MEASURING = ("space", "fisher", "per", "draws", "keep", "max_items")  # keys that say how `curvature` is measured
+
+
+class TuneRecipe(Settings):
+    """One `holdfast tune` run."""
+
+    model: str
+    target: DataSettings
+    source: DataSettings | None = None
+    anchor: list[Path] = Field([], description="folders; their prices add up")
+    anchor_weights: list[float] | None = Field(None, description="one for each anchor, then one for `curvature`")
+    curvature: str | None = Field(None, description="measured on the source in this run, beside what is stored")
+    space: Literal["weights", "adapter"] = Field("weights", description="what `curvature` is measured of")
+    fisher: Literal["sampled", "data", "exact"] = "sampled"
+    per: Literal["token", "sequence"] | None = Field(None, description="what is squared; None: as suits the curvature")
+    draws: int = Field(1, ge=1, description="labels drawn from the model for each item")
+    keep: int = Field(256, ge=1, description="examples that curvatures of stored samples keep")
+    max_items: int = Field(ITEMS, ge=1, description="stop measuring after so many scored tokens")
+    form: str = Field("quadratic", description="the anchor's penalty: a name from the catalogue")
+    strength: float = Field(1.0, ge=0)
+    damping: float = Field(0.0, ge=0)
+    prior: float = Field(0.0, ge=0, description="precision of the adapter's own parameters, beside their curvature")
+    distill: float = Field(0.0, ge=0, description="weight of the distillation; 0 for none")
+    distill_sequences: int = Field(4, ge=1)
+    distill_every: int = Field(1, ge=1)
+    distill_top_k: int | None = Field(None, ge=1)
+    samples: int = Field(256, ge=4, description="sequences sampled from the model for --source self")
+    method: str = "lora"
+    rank: int = Field(8, ge=1)
+    alpha: float | None = Field(None, gt=0)
+    targets: str | list[str] = "all-linear"
+    sample_length: int = Field(SAMPLE_LENGTH, ge=8, description="tokens per sampled sequence")
+    length: int = Field(512, ge=2, description="tokens per sequence")
+    held_out: float = Field(0.05, gt=0, lt=1, description="share of each data set kept for measuring")
+    training: TrainingSettings = TrainingSettings()
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    seed: int = 0
+
+    @field_validator("targets", mode="before")
+    @classmethod
+    def _names(cls, targets: Any) -> Any:
+        return layer_names(targets)
+
+    @field_validator("anchor", mode="before")
+    @classmethod
+    def _folders(cls, anchor: Any) -> Any:
+        return [] if anchor is None else anchor if isinstance(anchor, list) else [anchor]
+
+    @property
+    def anchors(self) -> int:
+        """How many anchors the run holds on by."""
+        return len(self.anchor) + (self.curvature is not None)
+
+    @model_validator(mode="after")
+    def _coherent(self) -> Self:
+        if self.distill > 0 and self.source is None:
+            raise ValueError("distillation needs --source DATA, or --source self for text sampled from the model")
+        if self.curvature is None and (key := next(filter(self.changed, MEASURING), None)):
+            raise ValueError(
+                f"{key}={getattr(self, key)} says how a curvature is measured, and --curvature names none"
+            )
+        if not self.anchors and (key := next(filter(self.changed, ("form", "prior")), None)):
+            asked = f"{key}={getattr(self, key)}"
+            raise ValueError(f"{asked} is of the penalty on an anchor's shifts, and no anchor is named")
+        if self.prior and self.changed("form"):
+            raise ValueError(f"prior={self.prior} is a part of the quadratic form, and form is {self.form!r}")
+        if self.draws > 1 and self.fisher != "sampled":
+            raise ValueError(f"draws={self.draws} draws labels from the model, and fisher is {self.fisher!r}")
+        if self.anchor_weights is not None and len(self.anchor_weights) != self.anchors:
+            raise ValueError(f"{len(self.anchor_weights)} anchor_weights for {self.anchors} anchors: one for each")
+        return self
+
+    @field_validator("anchor_weights")
+    @classmethod
+    def _positive(cls, weights: list[float] | None) -> list[float] | None:
+        if any(weight < 0 for weight in weights or ()):
+            raise ValueError("numbers of at least 0")
+        return weights
+
+    def changed(self, key: str) -> bool:
+        """Whether a key is not at its default."""
+        return getattr(self, key) != type(self).model_fields[key].default
