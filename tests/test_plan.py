@@ -232,7 +232,7 @@ def test_a_configuration_is_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         raise OSError(f"{name} is not a local folder")
 
     monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", unreachable)
-    with pytest.raises(HoldfastError, match="llama-3.2-3 is not a local folder") as refused:
+    with pytest.raises(HoldfastError, match=r"llama-3\.2-3 is not a local folder") as refused:
         plan.from_config("llama-3.2-3")
     assert "did you mean llama-3.2-3b" in refused.value.remedy
 
