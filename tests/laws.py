@@ -7,7 +7,8 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from holdfast.anchor import Anchor
-from holdfast.curvature.curvature import Curvature
+from holdfast.curvature.curvature import Coupled, Curvature
+from holdfast.shifts.dense import Dense
 
 EXACT: dict[str, Any] = {"rtol": 1e-9, "atol": 1e-12}  # float64, another order of summation
 ROUNDING = 1e-11  # of the largest entry or eigenvalue, in float64
@@ -85,9 +86,16 @@ LAWS = (is_positive_semidefinite, is_quadratic, thin_equals_dense, damping_only_
 
 
 def same(one: Anchor, other: Anchor, **tolerance: Any) -> None:
-    """Two anchors hold the same layers at the same prices."""
+    """Two anchors hold the same layers at the same prices, between layers too."""
     assert list(one.curvatures) == list(other.curvatures)
     for name, curvature in one.curvatures.items():
         form = dense(curvature)
         near = {"rtol": 1e-9, "atol": ROUNDING * float(form.abs().max())} | tolerance
         assert_close(dense(other.curvatures[name]), form, msg=lambda text, at=name: f"{at}: {text}", **near)
+    kind: Any = type(next(iter(one.curvatures.values())))
+    if issubclass(kind, Coupled):
+        deltas = {name: drawn(number, *c.shape) for number, (name, c) in enumerate(one.curvatures.items())}
+        shifts = {name: Dense(delta) for name, delta in deltas.items()}
+        own = sum(float(price(c, deltas[name])) for name, c in one.curvatures.items())
+        near = {"rtol": 1e-9, "atol": ROUNDING * own} | tolerance
+        assert_close(kind.joint(other.curvatures, shifts), kind.joint(one.curvatures, shifts), **near)

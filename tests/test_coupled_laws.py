@@ -1,4 +1,4 @@
-"""Laws of curvatures that couple layers, over all layers at once."""
+"""Laws of curvatures that couple layers, over all layers at once; invariances are those of `laws.same`."""
 
 from typing import Any
 
@@ -28,14 +28,6 @@ def near(curvatures: Any, deltas: dict[str, Tensor]) -> dict[str, float]:
     """Rounding, where terms between layers may cancel most of q."""
     own = sum(float(price(curvature, deltas[name])) for name, curvature in curvatures.items())
     return {"rtol": 1e-9, "atol": ROUNDING * len(curvatures) * own}
-
-
-def same_joint(one: Anchor, other: Anchor) -> None:
-    """Two anchors price random moves of all layers alike."""
-    for seed in range(3):
-        deltas = random_shifts(one.curvatures, seed)
-        wanted = joint_price(one.curvatures, deltas)
-        assert_close(joint_price(other.curvatures, deltas), wanted, **near(one.curvatures, deltas))
 
 
 def test_the_kinds_that_couple_layers() -> None:
@@ -110,42 +102,6 @@ def test_gradients_are_those_of_the_dense_form(kind: str, name: str, flavours: t
         reached = {n: g for n, g in wanted.items() if g is not None}
         assert reached
         assert_close({n: g for n, g in found.items() if g is not None}, reached, **EXACT)
-
-
-@each_kind
-@each_network
-@pytest.mark.parametrize("fisher", ["data", "sampled"])
-@pytest.mark.parametrize("size", [1, 5])
-def test_batch_size_does_not_matter(kind: str, name: str, fisher: str, size: int) -> None:
-    batches = NETWORKS[name].batches(size)
-    same_joint(anchor_of(name, kind, batches, fisher=fisher), anchor_of(name, kind, fisher=fisher))
-
-
-@each_kind
-@each_network
-def test_order_does_not_matter(kind: str, name: str) -> None:
-    network = NETWORKS[name]
-    reverse = network.batches(2, reversed(network.rows))
-    fisher = "sampled" if network.forward_loss is None else "data"  # without names, labels are drawn in order
-    same_joint(anchor_of(name, kind, reverse, fisher=fisher), anchor_of(name, kind, fisher=fisher))
-
-
-@each_kind
-@pytest.mark.parametrize("name", [n for n, network in NETWORKS.items() if network.padded])
-@pytest.mark.parametrize("padding", [{"extra": 3}, {"side": "left", "extra": 2}], ids=str)
-def test_padding_contributes_nothing(kind: str, name: str, padding: dict[str, Any]) -> None:
-    if name == "bert-sequence":  # BERT classifies by the first position, padding or not
-        padding = padding | {"side": "right"}
-    same_joint(anchor_of(name, kind, NETWORKS[name].batches(2, **padding)), anchor_of(name, kind))
-
-
-@each_kind
-@pytest.mark.parametrize("name", [n for n, network in NETWORKS.items() if network.plain])
-@pytest.mark.parametrize("per", ["token", "sequence"])
-def test_checkpointing_changes_nothing(kind: str, name: str, per: str) -> None:
-    network = NETWORKS[name]
-    assert network.plain is not None
-    same_joint(anchor_of(name, kind, per=per), anchor_of(name, kind, per=per, model=network.plain()))
 
 
 @each_kind
