@@ -127,6 +127,12 @@ def test_layers_of_other_examples_are_refused() -> None:
         joint_price(mixed, random_shifts(one, 1))
 
 
+@each_kind
+def test_keeping_nothing_is_refused(kind: str) -> None:
+    with pytest.raises(HoldfastError, match="keep=0"):
+        anchor_of("mlp", kind, keep=0)
+
+
 def test_sequences_are_the_default_where_layers_are_taken_together() -> None:
     assert anchor_of("llama", "samples-joint").facts["per"] == "sequence"
     assert anchor_of("llama", "samples").facts["per"] == "token"

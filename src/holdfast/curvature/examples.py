@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from holdfast.curvature.statistic import LayerSize, Reading, Statistic
+from holdfast.errors import HoldfastError
 from holdfast.factors.amount import Amount
 from holdfast.rows import Origin
 
@@ -46,6 +47,8 @@ class Examples(Statistic):
     additive = False
 
     def __init__(self, size: LayerSize, reading: Reading, first: Any = None) -> None:
+        if reading.keep < 1:
+            raise HoldfastError(f"keep={reading.keep}", wanted="at least one example")
         super().__init__(size, reading, first)
         self.peer: tuple[str, Examples] | None = None  # another layer, by name, that must keep the same examples
         self._kept: list[Kept] = []
@@ -126,6 +129,10 @@ class Examples(Statistic):
         rows = reading.keep * (reading.length if reading.per == "sequence" else 1)
         used = rows * (size.out + (1 if size.indexed else size.inn))
         return Amount(int(SLACK * used), used, used)
+
+    def release(self) -> None:
+        super().release()
+        self._kept.clear()
 
     def state(self) -> dict[str, Tensor]:
         counted = [self._counted.get(draw, 0) for draw in range(max(self._counted, default=-1) + 1)]
