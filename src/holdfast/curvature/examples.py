@@ -52,6 +52,7 @@ class Examples(Statistic):
         super().__init__(size, reading, first)
         self.peer: tuple[str, Examples] | None = None  # another layer, by name, that must keep the same examples
         self._kept: list[Kept] = []
+        self._names = torch.empty(0, dtype=torch.int64)  # of examples that were let go of
         self._counted: dict[int, int] = {}  # draw -> sequences without a key so far
 
     @property
@@ -130,8 +131,14 @@ class Examples(Statistic):
         used = rows * (size.out + (1 if size.indexed else size.inn))
         return Amount(int(SLACK * used), used, used)
 
+    @property
+    def names(self) -> Tensor:
+        """(n,) the priorities of the chosen examples, in their order; known after `release` too."""
+        return torch.cat([self._names, *(some.priorities for some in self._kept)]).sort().values[: self.reading.keep]
+
     def release(self) -> None:
         super().release()
+        self._names = self.names
         self._kept.clear()
 
     def state(self) -> dict[str, Tensor]:

@@ -51,8 +51,7 @@ class SamplesJoint(Stored, Coupled):
         assert isinstance(examples, Examples)
         if examples.peer is not None:
             name, peer = examples.peer
-            ours, theirs = examples.kept().priorities, peer.kept().priorities
-            if examples.rows != peer.rows or not torch.equal(ours, theirs):
+            if examples.rows != peer.rows or not torch.equal(examples.names, peer.names):
                 raise _apart(f"a layer has {examples.rows} examples that are not the {peer.rows} of layer {name!r}")
         return cls.estimated(size, examples, items)
 
