@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+import holdfast
 from holdfast.curvature.kronecker import Kronecker
 from holdfast.curvature.statistic import LayerSize, Reading
 from holdfast.ranks import Op, Ranks
@@ -106,3 +107,10 @@ def test_sums_are_spread_by_size_and_groups_stay_together() -> None:
     # q and k: 64 for their inputs, 64 and 16 for their gradients; up: 64 + 16; down: 144 + 4, the largest
     owners = owners_of(groups, sizes, [Kronecker], Reading(), 2)
     assert owners == {"down": 0, "q": 1, "k": 1, "up": 1}
+
+
+def test_the_package_is_a_command_for_launchers() -> None:
+    finished = subprocess.run(
+        [sys.executable, "-m", "holdfast", "--version"], env=ENVIRONMENT, capture_output=True, text=True, timeout=60
+    )
+    assert (finished.returncode, finished.stdout) == (0, f"holdfast {holdfast.__version__}\n")
