@@ -151,3 +151,17 @@ def test_what_makes_no_sense(place, anchor, out, case):  # noqa: F811
     options, says = NONSENSE[case]
     named = {"ANCHOR": (anchor,), "SOURCE": ("--source", place.source)}
     refused(*tune(place, out, *(part for option in options for part in named.get(option, (option,)))), says=says)
+
+
+def test_an_anchor_that_only_forecasts(place, anchor, diagonal, tmp_path):  # noqa: F811
+    plain = row_of(place, tmp_path / "plain", "--anchor", anchor)
+    told = row_of(place, tmp_path / "told", "--anchor", anchor, "--forecast", diagonal)
+    assert told["source_after"] == plain["source_after"]
+    assert told["target_after"] == plain["target_after"]
+    assert told["penalty"] == plain["penalty"]
+    assert told["predicted_forgetting"] != plain["predicted_forgetting"]
+    assert told["predicted_forgetting"] > 0
+
+
+def test_a_forecast_without_an_anchor_is_refused(place, diagonal, tmp_path):  # noqa: F811
+    refused(*tune(place, tmp_path, "--forecast", diagonal), says=["no anchor is named"])

@@ -75,3 +75,15 @@ def test_weights_that_do_not_fit_are_refused(weights: list[float]) -> None:
     anchors = [anchor_of("llama", kind) for kind in ("kronecker", "diagonal")]
     with pytest.raises(HoldfastError, match=r"one for each|at least 0"):
         Penalty(adapt("lora", LLAMA), anchors, weights=weights)
+
+
+def test_an_anchor_that_only_forecasts() -> None:
+    model = adapt("lora", LLAMA)
+    kronecker, diagonal = (anchor_of("llama", kind) for kind in ("kronecker", "diagonal"))
+    held, other = Penalty(model, kronecker, 2.0), Penalty(model, diagonal, 2.0)
+    told = Penalty(model, kronecker, 2.0, forecast=diagonal)
+    blind = Penalty(model, kronecker, 2.0, forecast=anchor_of("llama", "identity"))
+    move(model)
+    assert_close(told(), held(), **EXACT)
+    assert_close(told.predicted_forgetting, other.predicted_forgetting, rtol=1e-12, atol=0)
+    assert blind.predicted_forgetting is None

@@ -42,6 +42,7 @@ class Holding:
         if recipe.curvature is not None:
             _check_measured(recipe, recipe.curvature)
         self.anchors = [Anchor.load(folder) for folder in recipe.anchor]
+        self.forecast = None if recipe.forecast is None else Anchor.load(recipe.forecast)
         spaces = {anchor.space for anchor in self.anchors} | ({recipe.space} if recipe.curvature else set())
         if recipe.prior and "adapter" not in spaces:
             raise HoldfastError(
@@ -51,7 +52,7 @@ class Holding:
 
     def check(self, base: nn.Module) -> None:
         """Raise HoldfastError where a stored anchor of weights is another model's."""
-        for anchor in self.anchors:
+        for anchor in [*self.anchors, *([] if self.forecast is None else [self.forecast])]:
             if anchor.space == "weights":
                 anchor.check(base)
 
@@ -107,7 +108,7 @@ class Holding:
         """
         recipe, found = self.recipe, list[Regularizer]()
         if self.anchors:
-            options: dict[str, Any] = {"weights": recipe.anchor_weights}
+            options: dict[str, Any] = {"weights": recipe.anchor_weights, "forecast": self.forecast}
             options |= {"prior": recipe.prior} if recipe.prior else {}  # the quadratic form alone has one
             found.append(self.form(model, self.anchors, recipe.strength, recipe.damping, **options))
         if recipe.distill > 0 and source is not None:

@@ -19,6 +19,7 @@ class TuneRecipe(Settings):
     source: DataSettings | None = None
     anchor: list[Path] = Field([], description="folders; their prices add up")
     anchor_weights: list[float] | None = Field(None, description="one for each anchor, then one for `curvature`")
+    forecast: Path | None = Field(None, description="folder of an anchor that only forecasts")
     curvature: str | None = Field(None, description="measured on the source in this run, beside what is stored")
     space: Literal["weights", "adapter"] = Field("weights", description="what `curvature` is measured of")
     fisher: Literal["sampled", "data", "exact"] = "sampled"
@@ -69,7 +70,7 @@ class TuneRecipe(Settings):
             raise ValueError(
                 f"{key}={getattr(self, key)} says how a curvature is measured, and --curvature names none"
             )
-        if not self.anchors and (key := next(filter(self.changed, ("form", "prior")), None)):
+        if not self.anchors and (key := next(filter(self.changed, ("form", "prior", "forecast")), None)):
             asked = f"{key}={getattr(self, key)}"
             raise ValueError(f"{asked} is of the penalty on an anchor's shifts, and no anchor is named")
         if self.prior and self.changed("form"):

@@ -39,6 +39,10 @@ def tune(
             default="weights",
         ),
     ] = None,
+    forecast: Annotated[
+        Path | None,
+        option("An anchor that only forecasts; samples-joint stays true under a penalty.", "DIR", HOLD),
+    ] = None,
     strength: Annotated[float | None, option("Weight of the anchor's penalty.", "NUMBER", HOLD, default="1")] = None,
     damping: Annotated[
         float | None, option("Share of the mean curvature added to the anchor's.", "NUMBER", HOLD, default="0")
@@ -100,6 +104,7 @@ def tune(
 
     given: dict[str, Any] = {
         "model": model, "anchor": [str(folder) for folder in anchor or []] or None,
+        "forecast": None if forecast is None else str(forecast),
         "anchor_weights": anchor_weights or None, "curvature": curvature, "space": space,
         "strength": strength, "damping": damping,
         "distill": distill, "method": method, "rank": rank, "length": length, "seed": seed,

@@ -25,6 +25,8 @@ class Anchored(Regularizer):
         strength: 0 or more.
         damping: adds this share of the curvature's mean eigenvalue to it; the forecast stays undamped.
         weights: how much each anchor counts; None: 1 each.
+        forecast: an anchor that only forecasts. A penalty drives the shift to where its own curvature sees least, so
+            its own forecast is low; one of "samples-joint" sees what layers do together.
 
     Raises:
         HoldfastError: an anchor of another model or of a curvature that the penalty can't use, an adapted layer
@@ -41,6 +43,7 @@ class Anchored(Regularizer):
         damping: float = 0.0,
         *,
         weights: Sequence[float] | None = None,
+        forecast: Anchor | None = None,
     ) -> None:
         check_number("strength", strength)
         check_number("damping", damping)
@@ -54,6 +57,7 @@ class Anchored(Regularizer):
         for one in self.anchors:
             self._check_kind(one)
         self.prices = [Prices(model, one, damping) for one in self.anchors]
+        self._forecaster = None if forecast is None else Prices(model, forecast, 0.0)
         self._value: float | Tensor = 0.0
         warn_of_unpriced(model, set().union(*(one.reached() for one in self.prices)))
 
@@ -76,8 +80,10 @@ class Anchored(Regularizer):
     def predicted_forgetting(self) -> float | None:
         """1/2 q without damping, in nats per source item: with several anchors, their mean by weight.
 
-        None where a curvature predicts nothing.
+        Where there is an anchor that only forecasts, its own. None where a curvature predicts nothing.
         """
+        if self._forecaster is not None:
+            return 0.5 * float(self._forecaster.form(damped=False)) if self._forecaster.forecasts else None
         if not all(one.forecasts for one in self.prices) or not sum(self.weights):
             return None
         halves = [0.5 * float(one.form(damped=False)) for one in self.prices]

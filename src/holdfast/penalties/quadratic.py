@@ -23,6 +23,7 @@ class Penalty(Anchored):
         strength: 0 or more.
         damping: adds this share of the curvature's mean eigenvalue to it; the forecast stays undamped.
         weights: how much each anchor counts; None: 1 each.
+        forecast: an anchor that only forecasts; "samples-joint" is the one that stays true under a penalty.
         prior: for anchors of the adapter's own parameters theta, adds prior/2 |theta - theta_0|^2, which strength
             does not scale. Absolute, since at B = 0 the curvature of LoRA's A is 0 and so is any share of its mean
             (see `holdfast.penalties.factors`).
@@ -43,10 +44,11 @@ class Penalty(Anchored):
         damping: float = 0.0,
         *,
         weights: Sequence[float] | None = None,
+        forecast: Anchor | None = None,
         prior: float = 0.0,
     ) -> None:
         check_number("prior", prior)
-        super().__init__(model, anchor, strength, damping, weights=weights)
+        super().__init__(model, anchor, strength, damping, weights=weights, forecast=forecast)
         self.prior = prior
         of_adapter = [one.readers for one in self.prices if one.anchor.space == "adapter"]
         self._moved = {name: reader for readers in of_adapter for name, reader in readers.items()}
