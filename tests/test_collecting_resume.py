@@ -5,7 +5,6 @@ import os
 import signal
 import warnings
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -203,7 +202,7 @@ def moved(network: Network) -> nn.Module:
         ({"dtype": torch.bfloat16}, "dtype was 'None' and is 'torch.bfloat16' now"),
         ({"targets": ["q_proj"]}, "layers was .* and is .* now"),
         ({"storage": "diagonal"}, "layers was .* and is .* now"),
-        ({"model": partial(moved, NETWORKS["llama"])}, "weights was .* and is .* now"),
+        ({"model": moved}, "weights was .* and is .* now"),
         ({"source": NETWORKS["llama"].batches(2)}, "does not begin with the batches"),
         ({"source": NETWORKS["llama"].batches(1)[:1]}, "does not begin with the batches"),
     ],
@@ -213,9 +212,7 @@ def test_a_checkpoint_of_something_else_is_refused(options: dict[str, Any], mess
     network = NETWORKS["llama"]
     with pytest.raises(KeyboardInterrupt):
         anchor_of(network, Source(network.batches(1), 2), checkpoint=tmp_path)
-    given = {"source": network.batches(1)} | options
-    if "model" in given:
-        given["model"] = given["model"]()
+    given = {"source": network.batches(1)} | options | ({"model": moved(network)} if "model" in options else {})
     with pytest.raises(HoldfastError, match=f"can't be resumed: .*{message}"):
         anchor_of(network, given.pop("source"), checkpoint=tmp_path, **given)
     same(  # and it is still there for who asks for the same
