@@ -63,7 +63,7 @@ class _Task:
         own = None if owners is None else [layer for layer in owners if owners[layer] == self.ranks.rank]
 
         def make() -> tuple[()]:
-            found.update(summed.curvatures(own))
+            found.update(summed.curvatures(own, last=True))
             return ()
 
         self.ranks.together(make)
@@ -181,7 +181,7 @@ def _check_read(walk: Pass) -> None:
 
 def _settings(task: _Task, kind: type[Curvature], extent: Extent, shard: bool) -> dict[str, Any]:
     """What decides the sums, for a checkpoint to compare."""
-    reading = {name: str(value) for name, value in vars(task.reading).items() if name != "offload"}
+    reading = {name: str(value) for name, value in vars(task.reading).items() if name not in ("offload", "halves")}
     layers = {n: [s.out, s.inn, s.inputs.name, s.gradients.name] for n, s in task.sizes.items()}
     loss: Any = task.reader.forward_loss
     return {

@@ -1,6 +1,6 @@
 """How far each layer has moved since an anchor was measured, read off the live model."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -23,6 +23,9 @@ def readers_since(model: nn.Module, anchor: Anchor) -> dict[str, Callable[[], Sh
     Call it when the model stands at its start: adapters injected, nothing trained, resumed weights not yet loaded. For
     an anchor of the adapter's own parameters, these are the layers, and their shifts are dense.
 
+    A weight that several layers use (tied embeddings) has one shift, read in each layer's layout, and the price of
+    each use on it. Products between the uses are left out, but for a curvature that couples layers ("samples-joint").
+
     Raises:
         HoldfastError: an anchor of another model, an adapted layer without curvature, or nothing in common.
     """
@@ -33,12 +36,12 @@ def readers_since(model: nn.Module, anchor: Anchor) -> dict[str, Callable[[], Sh
         refuse_weightless(model)
         anchor.check(model)
         trainable = {n: m for n, m in base_layers(model).items() if m.weight.requires_grad}
-        reference = {n: m.weight.detach().clone() for n, m in trainable.items()}
-        found = readers(model, reference)
+        once = {id(module.weight): module.weight.detach().clone() for module in trainable.values()}
+        found = readers(model, {name: once[id(module.weight)] for name, module in trainable.items()})
     else:
         found = readers(model)
         found = {n: _since(n, adapted[n], found[n], anchor) if n in anchor.weights else r for n, r in found.items()}
-    _check_coverage(list(found), anchor)
+    _check_coverage(list(found), anchor, base_layers(model))
     return found
 
 
@@ -79,7 +82,7 @@ def _since(name: str, layer: Any, plain: Callable[[], Shift], anchor: Anchor) ->
     return read
 
 
-def _check_coverage(adapted: list[str], anchor: Anchor) -> None:
+def _check_coverage(adapted: list[str], anchor: Anchor, layers: Mapping[str, Any] | None = None) -> None:
     missing = [name for name in adapted if name not in anchor.curvatures]
     if len(missing) == len(adapted):
         raise HoldfastError(
@@ -91,5 +94,15 @@ def _check_coverage(adapted: list[str], anchor: Anchor) -> None:
         raise HoldfastError(
             f"{len(missing)} trainable layers have no curvature in the anchor: {', '.join(missing[:3])}",
             wanted="a curvature for every layer that can move",
+            causes=_tied(missing, anchor, layers or {}),
             remedy='estimate the anchor with targets that include them (".*" takes every layer), or freeze them',
         )
+
+
+def _tied(missing: list[str], anchor: Anchor, layers: Mapping[str, Any]) -> list[str]:
+    """Layers of the anchor that share their weight with one that is missing."""
+    known = {id(layers[name].weight): name for name in anchor.curvatures if name in layers}
+    pairs = [(name, known.get(id(layers[name].weight))) for name in missing if name in layers]
+    return [
+        f"{other!r} and {name!r} share one weight, and both uses of it have a price" for name, other in pairs if other
+    ]
