@@ -15,7 +15,8 @@ from holdfast.agreement import LEADING, split_error
 from holdfast.anchor import Anchor
 from holdfast.curvature.diagonal import Diagonal
 from holdfast.curvature.kronecker import Kronecker
-from holdfast.curvature.statistic import InputMoment, LayerSize, Reading
+from holdfast.curvature.moments import InputMoment
+from holdfast.curvature.statistic import LayerSize, Reading
 from holdfast.errors import HoldfastError
 
 MEASURED = [kind for kind in catalogue.names("curvature") if catalogue.curvature(kind).statistics()]

@@ -14,7 +14,8 @@ from holdfast.anchor import Anchor
 from holdfast.curvature.diagonal import ROWS_AT_A_TIME, Diagonal
 from holdfast.curvature.identity import Identity
 from holdfast.curvature.kronecker import Kronecker
-from holdfast.curvature.statistic import GradientMoment, InputMoment, LayerSize, Reading
+from holdfast.curvature.moments import GradientMoment, InputMoment
+from holdfast.curvature.statistic import LayerSize, Reading
 
 MONTE_CARLO = 0.1  # relative: 4000 drawn labels
 SMALL_SHIFT = 0.02  # of the KL: third order terms

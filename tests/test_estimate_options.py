@@ -11,7 +11,8 @@ from torch.testing import assert_close
 
 from holdfast.anchor import Anchor
 from holdfast.curvature.diagonal import SquaredProducts
-from holdfast.curvature.statistic import GradientMoment, InputMoment, LayerSize, Reading
+from holdfast.curvature.moments import GradientMoment, InputMoment
+from holdfast.curvature.statistic import LayerSize, Reading
 from holdfast.errors import HoldfastError
 from holdfast.likelihood import LabelSampler
 

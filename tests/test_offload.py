@@ -15,8 +15,11 @@ from torch.testing import assert_close
 from holdfast import catalogue
 from holdfast.anchor import Anchor
 from holdfast.curvature import offload
-from holdfast.curvature.statistic import GradientMoment, LayerSize, Reading
+from holdfast.curvature.curvature import Coupled
+from holdfast.curvature.moments import GradientMoment
+from holdfast.curvature.statistic import LayerSize, Reading, Statistic
 from holdfast.errors import HoldfastError
+from holdfast.measurement import Summation
 
 MEASURED = [kind for kind in catalogue.names("curvature") if catalogue.curvature(kind).statistics()]
 NETWORK = NETWORKS["llama"]
@@ -108,3 +111,28 @@ def test_a_full_disk_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_unknown_places_are_refused() -> None:
     with pytest.raises(HoldfastError, match="offload='gpu'"):
         anchored("kronecker", offload="gpu")
+
+
+@pytest.mark.parametrize("kind", MEASURED)
+def test_sums_are_let_go_of_as_curvatures_are_made(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = catalogue.curvature(kind)
+    finish, from_sums = Summation.curvatures, made.from_sums
+    sums: dict[int, Statistic] = {}
+    held: list[int] = []  # numbers of all sums at each layer's turn
+
+    def finishing(self: Summation, *args: Any, **options: Any) -> Any:
+        sums.clear()
+        sums.update({id(statistic): statistic for own in self.sums.values() for statistic in own.values()})
+        return finish(self, *args, **options)
+
+    def making(cls: Any, *args: Any) -> Any:
+        held.append(sum(statistic.sum.numel() for statistic in sums.values() if statistic.sum is not None))
+        return from_sums(*args)
+
+    monkeypatch.setattr(Summation, "curvatures", finishing)
+    monkeypatch.setattr(made, "from_sums", classmethod(making))
+    anchored(kind)
+    assert held == sorted(held, reverse=True)
+    assert [statistic.sum for statistic in sums.values()] == [None] * len(sums)
+    if not issubclass(made, Coupled) and held[0]:
+        assert held[-1] < held[0] / 5

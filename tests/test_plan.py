@@ -19,8 +19,9 @@ from holdfast.layers import require_kind
 from holdfast.memory import bytes_of, text_of
 from holdfast.models import shipped
 from holdfast.plan.choosing import WIDEST
-from holdfast.plan.shapes import Shapes, empty_model, leaders, of_config
+from holdfast.plan.shapes import Shapes, empty_model, of_config
 from holdfast.plan.table import spanned
+from holdfast.statistics import sharing_in
 from holdfast.targets import select
 
 COUNTS = ("examples",)  # numbers of what was kept
@@ -72,7 +73,7 @@ def tiny() -> Shapes:
     model, batch = network.build(), network.batches(2)[0]
     layers = select(model, network.targets)
     sizes = {name: LayerSize(*require_kind(name, module).size(module)) for name, module in layers.items()}
-    return Shapes(sizes, leaders(layers, lambda: model(**batch)))
+    return Shapes(sizes, sharing_in(layers, lambda: model(**batch)))
 
 
 @pytest.mark.parametrize("storage", ["full", "blocks:3", "low-rank:2", "diagonal"])

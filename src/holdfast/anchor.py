@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from holdfast import anchor_file, catalogue, merging
-from holdfast.anchor_options import check_finite, check_options, check_place
+from holdfast.anchor_options import check_finite, check_options, check_place, foreign_model
 from holdfast.batches import batches_of
 from holdfast.collecting import measure
 from holdfast.curvature.curvature import Curvature
@@ -143,7 +143,8 @@ class Anchor:
         if not kind.statistics():
             curvatures = {name: kind.from_sums(size, {}, 1) for name, size in sizes.items()}
             return cls(curvatures, weights, curvature, None, 0, facts)
-        reader, reading = Items(model, forward_loss), Reading(dtype, per, keep, seed, offload)
+        reading = Reading(dtype, per, keep, seed, offload, halves=1 if until is None else 2)
+        reader = Items(model, forward_loss)
         moving = [part.tensor for part in parts.values()] if plain else []
         with at_anchor(model) if space == "weights" else at_start(model, moving):
             chosen, batches = for_model(
@@ -164,14 +165,12 @@ class Anchor:
                 progress=progress,
                 by=ParameterMeasurement if plain else Measurement,
             )
-        curvatures = measured.curvatures
-        check_finite(curvatures)
-        if memory is not None or storage is not None or chosen.notes:
-            facts |= {"plan": chosen.facts()}
+        check_finite(curvatures := measured.curvatures)
+        facts |= {"plan": chosen.facts()} if memory or storage or chosen.notes else {}
         captured = {name: shares for name, curvature in curvatures.items() if (shares := curvature.captured())}
         facts |= {"captured": captured} if captured else {}
-        facts |= {"item": item or reader.item, "data_sha256": measured.data_sha256}
-        facts |= {"until": until, "agreement": measured.agreement}
+        facts |= {"item": item or reader.item, "until": until}
+        facts |= {"data_sha256": measured.data_sha256, "agreement": measured.agreement}
         return cls(curvatures, weights, curvature, fisher, measured.items, facts)
 
     def check(self, model: nn.Module) -> None:
@@ -211,16 +210,7 @@ class Anchor:
                 causes=["another seed, rank or method", "the adapter was trained since", "another base model"],
                 remedy="estimate the anchor on this model, before training: Anchor.estimate(..., space='adapter')",
             )
-        return HoldfastError(
-            f"this anchor belongs to another model: {difference}",
-            wanted=f"the weights of {self.facts.get('base_model', 'the anchored model')!r} at which it was estimated",
-            causes=[
-                "another checkpoint or revision of the base model",
-                "the base model was merged with an adapter or fine-tuned since",
-                "an adapter whose initialisation changes the base weights was loaded after training",
-            ],
-            remedy="estimate the anchor again on this model: holdfast anchor --model ... --source ... --out ...",
-        )
+        return foreign_model(difference, self.facts.get("base_model", "the anchored model"))
 
     def save(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
         """Write `anchor.safetensors` and `anchor.json`, both or neither; torch.bfloat16 takes half of float32."""

@@ -59,3 +59,17 @@ def check_finite(curvatures: dict[str, Curvature]) -> None:
                 causes=["the model's activations overflow in float16", "the model's weights hold NaN"],
                 remedy="load the model in bfloat16 or float32",
             )
+
+
+def foreign_model(difference: str, base: str) -> HoldfastError:
+    """The error for a model that is not the anchored one."""
+    return HoldfastError(
+        f"this anchor belongs to another model: {difference}",
+        wanted=f"the weights of {base!r} at which it was estimated",
+        causes=[
+            "another checkpoint or revision of the base model",
+            "the base model was merged with an adapter or fine-tuned since",
+            "an adapter whose initialisation changes the base weights was loaded after training",
+        ],
+        remedy="estimate the anchor again on this model: holdfast anchor --model ... --source ... --out ...",
+    )

@@ -160,7 +160,8 @@ def planned(recipe: AnchorRecipe) -> tuple[Plan, Shapes]:
     """
     kind = catalogue.curvature(recipe.curvature)
     per = recipe.per or kind.per
-    reading = Reading(_products(recipe), per, recipe.keep, recipe.seed, recipe.offload, recipe.length)
+    halves = 1 if recipe.until is None else 2
+    reading = Reading(_products(recipe), per, recipe.keep, recipe.seed, recipe.offload, recipe.length, halves)
     shapes = of_config(recipe.model, recipe.targets)
     return make(shapes, kind, reading, memory=recipe.memory, storage=recipe.factors), shapes
 

@@ -102,16 +102,32 @@ class Summation(ABC):
                 the sums are then of no use.
         """
 
-    def curvatures(self, layers: Collection[str] | None = None) -> dict[str, Curvature]:
+    def curvatures(self, layers: Collection[str] | None = None, *, last: bool = False) -> dict[str, Curvature]:
         """What was measured so far of all layers or of some, normalised by the scored items.
+
+        With `last` each sum is let go of as soon as nothing more is to be made of it: sums and curvatures are then
+        never in memory all together.
 
         Raises:
             HoldfastError: a layer was never called, or no scored item depends on it.
         """
+        sums = {layer: own for layer, own in self.sums.items() if layers is None or layer in layers}
+        self._check_reached(sums)
+        ends = {id(statistic): (layer, statistic) for layer, own in sums.items() for statistic in own.values()}
+        spent: dict[str, list[Statistic]] = {}  # layer -> sums that no layer after it needs
+        for layer, statistic in ends.values():
+            # Where layers are coupled, one's curvature may be made of another's sums.
+            spent.setdefault(next(reversed(sums)) if issubclass(self.kind, Coupled) else layer, []).append(statistic)
         found = {}
-        for layer, own in self.sums.items():
-            if layers is not None and layer not in layers:
-                continue
+        for layer, own in sums.items():
+            found[layer] = self.kind.from_sums(self.sizes[layer], own, self.items)
+            for statistic in spent.get(layer, []) if last else ():
+                statistic.release()
+        return found
+
+    @staticmethod
+    def _check_reached(sums: Mapping[str, Mapping[str, Statistic]]) -> None:
+        for layer, own in sums.items():
             if any(statistic.sum is None for statistic in own.values()):
                 raise HoldfastError(
                     f"no scored item of the source depends on layer {layer!r}",
@@ -122,8 +138,6 @@ class Summation(ABC):
                     ],
                     remedy="leave this layer out of the targets, or pass source data that reaches it",
                 )
-            found[layer] = self.kind.from_sums(self.sizes[layer], own, self.items)
-        return found
 
 
 class Measurement(Summation):

@@ -14,7 +14,7 @@ from holdfast.layers import device_of
 from holdfast.likelihood import Items
 from holdfast.ranks import Op, Ranks
 from holdfast.rows import Origin
-from holdfast.statistics import Recorder
+from holdfast.statistics import sharing_in
 
 Call = tuple[tuple[Tensor, ...], Origin | None]
 
@@ -113,25 +113,9 @@ class Routed:
         self.statistic.flush()
 
 
-class _Unread:
-    """Takes rows and drops them."""
-
-    reads, shared, grouped = "inputs", True, False
-
-    def add(self, *rows: Tensor, origin: Origin | None = None) -> None: ...
-
-    def flush(self) -> None: ...
-
-
 def groups_in(reader: Items, layers: dict[str, nn.Module], batch: Any) -> dict[str, str]:
     """Which layers share their inputs, from one forward pass without gradients."""
-    sinks: dict[str, Any] = {name: {"inputs": _Unread()} for name in layers}
-    recorder = Recorder(layers, sinks)
-    with recorder, torch.no_grad():
-        recorder.begin_batch(None)
-        reader.read(to_device(batch, device_of(reader.model)))
-        recorder.end_batch(backpropagated=False)
-    return recorder.groups
+    return sharing_in(layers, lambda: reader.read(to_device(batch, device_of(reader.model))))
 
 
 def owners_of(

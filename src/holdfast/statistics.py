@@ -15,7 +15,7 @@ from holdfast.layers import require_kind, watched
 from holdfast.rows import Origin, RowSink
 from holdfast.sharing import InputsDivergedError, Shared, Watched, groups_of, put_together
 
-__all__ = ["GradientsHiddenError", "InputsDivergedError", "Recorder"]
+__all__ = ["GradientsHiddenError", "InputsDivergedError", "Recorder", "sharing_in"]
 
 
 class GradientsHiddenError(RuntimeError):
@@ -212,3 +212,33 @@ def _make_root(module: nn.Module, args: Any, output: Any) -> Tensor | None:
     if output.requires_grad or not output.is_floating_point():
         return None
     return output.detach().requires_grad_(True).clone()  # a clone, since in-place operations may follow
+
+
+class _Unread:
+    """Takes inputs and drops them: who shares it is all that is asked."""
+
+    reads, shared, grouped = "inputs", True, False
+
+    def add(self, *rows: Tensor, origin: Origin | None = None) -> None: ...
+
+    def flush(self) -> None: ...
+
+
+def sharing_in(layers: dict[str, nn.Module], run: Callable[[], object]) -> dict[str, str]:
+    """Layer -> the first of the layers that are given the same inputs, itself where alone, as a forward pass shows it.
+
+    Args:
+        layers: name -> module.
+        run: the forward pass over some batch.
+    """
+    sinks: dict[str, dict[str, RowSink]] = {name: {"inputs": _Unread()} for name in layers}
+    recorder = Recorder(layers, sinks)
+    alone = {name: name for name in layers}
+    try:
+        with recorder, torch.no_grad():
+            recorder.begin_batch(None)
+            run()
+            recorder.end_batch(backpropagated=False)
+    except InputsDivergedError:  # sums are kept apart then
+        return alone
+    return alone | recorder.groups

@@ -79,7 +79,9 @@ class Eigen(Curvature):
     def numbers(cls, size: LayerSize, reading: Reading, following: LayerSize | None = None) -> dict[str, Amount]:
         turning = {"inputs": size.inputs.turning(size.inn), "gradients": size.gradients.turning(size.out)}
         bases = {
-            side: Amount(factor.used + turning[side], turning[side], turning[side], factor.shared)
+            side: Amount(
+                max(factor.measured, factor.used + turning[side]), turning[side], turning[side], factor.shared
+            )
             for side, factor in Kronecker.numbers(size, reading).items()  # there while the moments are measured
         }
         return super().numbers(size, reading) | bases

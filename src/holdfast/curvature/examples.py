@@ -129,7 +129,7 @@ class Examples(Statistic):
         """Where layers are called once."""
         rows = reading.keep * (reading.length if reading.per == "sequence" else 1)
         used = rows * (size.out + (1 if size.indexed else size.inn))
-        return Amount(int(SLACK * used), used, used)
+        return Amount(int(SLACK * used) * reading.halves, used, used)
 
     @property
     def names(self) -> Tensor:

@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from typing import Self
 
-from holdfast.curvature.statistic import GradientMoment, InputMoment, LayerSize, Statistic
+from holdfast.curvature.moments import GradientMoment, InputMoment
+from holdfast.curvature.statistic import LayerSize, Statistic
 from holdfast.curvature.two_sided import TwoSided
 
 

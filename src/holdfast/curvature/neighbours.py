@@ -131,6 +131,10 @@ class Next(Half):
         self.link.settle()
         return self.link.total
 
+    def release(self) -> None:
+        super().release()
+        self.link = None
+
     def state(self) -> dict[str, Tensor]:
         total = self.matched()
         unmatched = 0 if self.link is None else self.link.unmatched

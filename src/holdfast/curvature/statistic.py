@@ -12,7 +12,7 @@ from holdfast.curvature.offload import Place, beside, zeros
 from holdfast.errors import HoldfastError
 from holdfast.factors.amount import Amount
 from holdfast.factors.diagonal import Diagonal as DiagonalFactor
-from holdfast.factors.factor import Factor, Storage
+from holdfast.factors.factor import Storage
 from holdfast.factors.full import Full
 from holdfast.rows import Origin, Per, collapsed
 
@@ -60,6 +60,7 @@ class Reading:
         length: rows of a sequence, for plans of what is kept of whole sequences; what is measured tells by itself.
         offload: where running sums are kept: None beside the rows, "cpu", or "disk" (files mapped into memory).
             Products are made where the rows are; on an accelerator each layer's is then moved, batch by batch.
+        halves: how many sums of each kind are filled in turn, for one to be held against the other.
     """
 
     dtype: torch.dtype | None = None
@@ -68,6 +69,7 @@ class Reading:
     seed: int = 0
     offload: Place | None = None
     length: int = 512
+    halves: int = 1
 
 
 class Statistic(ABC):
@@ -177,7 +179,11 @@ class Statistic(ABC):
     def amount(cls, size: LayerSize, reading: Reading) -> Amount:
         """How many numbers it takes: as many as its empty sum holds."""
         count = cls(size, reading).zero(torch.empty(1, size.out, device="meta")).numel()
-        return Amount(count, count, count, shared=cls.reads == "inputs" and cls.shared)
+        return Amount(count * reading.halves, count, count, shared=cls.reads == "inputs" and cls.shared)
+
+    def release(self) -> None:
+        """Let go of the sum: what it was for has been made of it."""
+        self.sum = None
 
     def state(self) -> dict[str, Tensor]:
         """All that was summed, for files and other ranks."""
@@ -201,56 +207,3 @@ class Statistic(ABC):
         made = cls(size, reading, first)
         made.merge(state)
         return made
-
-
-class SecondMoment(Statistic):
-    """Sum over rows of x x^T, in the storage that the layer's plan gives this side."""
-
-    @property
-    def storage(self) -> Storage:
-        """How this side is summed."""
-        return self.size.inputs if self.reads == "inputs" else self.size.gradients
-
-    @property
-    def width(self) -> int:
-        """Numbers in a row."""
-        return self.size.inn if self.reads == "inputs" else self.size.out
-
-    def zero(self, like: Tensor) -> Tensor:
-        return self.storage.structure.zero(self.width, self.storage.option, like)
-
-    def accumulate(self, total: Tensor, *rows: Tensor) -> None:
-        self.storage.structure.accumulate(total, rows[0], self.storage.option)
-
-    def factor(self, scale: float) -> Factor:
-        """scale times the sum."""
-        return self.storage.structure.from_sum(self.result(), scale, self.storage.option)
-
-    @classmethod
-    def amount(cls, size: LayerSize, reading: Reading) -> Amount:
-        held, made = super().amount(size, reading), cls(size, reading)
-        used, stored = made.storage.numbers(made.width), made.storage.stored(made.width)
-        return Amount(held.measured, used, stored, held.shared)
-
-
-class InputMoment(SecondMoment):
-    """Sum of x x^T over the layer's inputs."""
-
-    reads = "inputs"
-
-    def __init__(self, size: LayerSize, reading: Reading, first: Any = None) -> None:
-        super().__init__(size, reading, first)
-        self._mean: tuple[int, Factor] | None = None  # and the rows that it is of
-
-    @property
-    def mean(self) -> Factor:
-        """The sum over its rows, made once for all layers that share it."""
-        if self._mean is None or self._mean[0] != self.rows:
-            self._mean = self.rows, self.factor(1 / max(self.rows, 1))
-        return self._mean[1]
-
-
-class GradientMoment(SecondMoment):
-    """Sum of g g^T over the gradients of the summed loss with respect to the layer's outputs."""
-
-    reads = "gradients"

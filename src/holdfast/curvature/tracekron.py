@@ -6,7 +6,8 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from holdfast.curvature.statistic import LayerSize, SecondMoment, Statistic
+from holdfast.curvature.moments import SecondMoment
+from holdfast.curvature.statistic import LayerSize, Statistic
 from holdfast.curvature.two_sided import TwoSided
 from holdfast.factors.diagonal import Diagonal as DiagonalFactor
 from holdfast.factors.factor import Storage

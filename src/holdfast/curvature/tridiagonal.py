@@ -10,6 +10,7 @@ from torch import Tensor
 
 from holdfast.curvature.curvature import Coupled, Movement
 from holdfast.curvature.kronecker import Kronecker
+from holdfast.curvature.moments import InputMoment
 from holdfast.curvature.neighbours import (
     GradientsBefore,
     InputsBefore,
@@ -19,7 +20,7 @@ from holdfast.curvature.neighbours import (
     NextInputs,
     linkable,
 )
-from holdfast.curvature.statistic import InputMoment, LayerSize, Reading, Statistic
+from holdfast.curvature.statistic import LayerSize, Reading, Statistic
 from holdfast.factors.amount import Amount
 
 
@@ -99,7 +100,7 @@ class Tridiagonal(Coupled):
         if following is None or not (linkable(size) and linkable(following)):
             return own
         counts = {"next.inputs": size.inn * following.inn, "next.gradients": size.out * following.out}
-        return own | {name: Amount(count, count, count) for name, count in counts.items()}
+        return own | {name: Amount(count * reading.halves, count, count) for name, count in counts.items()}
 
     @classmethod
     def from_sums(cls, size: LayerSize, sums: Mapping[str, Statistic], items: int) -> Self:

@@ -1,20 +1,18 @@
 """The plan for a model at hand: its first batch shows which layers read the same tensor."""
 
 from collections.abc import Iterable, Iterator, Mapping
-from functools import partial
 from itertools import chain
 from typing import Any
 
 import torch
 
-from holdfast.batches import to_device
 from holdfast.curvature.curvature import Curvature
 from holdfast.curvature.statistic import LayerSize, Reading
-from holdfast.layers import device_of
 from holdfast.likelihood import Items
 from holdfast.parts import Part
 from holdfast.plan.choosing import FLOAT, Plan, make
-from holdfast.plan.shapes import Shapes, leaders
+from holdfast.plan.shapes import Shapes
+from holdfast.sharding import groups_in
 
 
 def for_model(
@@ -38,7 +36,7 @@ def for_model(
     if memory is not None and len(modules) == len(parts):
         first, batches = _peeked(batches)
         if first:
-            found = leaders(modules, partial(reader.read, to_device(first[0], device_of(reader.model))))
+            found = groups_in(reader, modules, first[0])
     double = torch.float64 in (reading.dtype, *(part.tensor.dtype for part in parts.values()))
     plan = make(
         Shapes(sizes, found), kind, reading, memory=memory, storage=storage, each=2 * FLOAT if double else FLOAT

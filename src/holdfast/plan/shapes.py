@@ -1,20 +1,18 @@
 """A model's layers before anything is measured: their sizes, and which of them read the same tensor."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 from holdfast.curvature.statistic import LayerSize
 from holdfast.errors import HoldfastError, closest
 from holdfast.layers import is_embedding, require_kind
 from holdfast.plan.known import KNOWN
-from holdfast.rows import Origin
-from holdfast.statistics import InputsDivergedError, Recorder
+from holdfast.statistics import sharing_in
 from holdfast.targets import ALL_LINEAR, Targets, select
 
 TOKENS = 4  # of the sequence that shows which layers read the same tensor
@@ -34,38 +32,6 @@ class Shapes:
     leaders: dict[str, str]
 
 
-class _Deaf:
-    """A receiver of inputs that only shows who shares it."""
-
-    reads, shared, grouped = "inputs", True, False
-
-    def add(self, *rows: Tensor, origin: Origin | None = None) -> None:
-        """Nothing is summed."""
-
-    def flush(self) -> None:
-        """Nothing is held."""
-
-
-def leaders(layers: Mapping[str, nn.Module], run: Callable[[], object]) -> dict[str, str]:
-    """Layer -> the first of the layers that are given the same inputs, as one forward pass shows it.
-
-    Args:
-        layers: name -> module.
-        run: the model's forward pass over some batch.
-    """
-    sinks: dict[str, dict[str, Any]] = {name: {"inputs": _Deaf()} for name in layers}
-    recorder = Recorder(dict(layers), sinks)
-    try:
-        with recorder, torch.no_grad():
-            recorder.begin_batch(None)
-            run()
-            recorder.end_batch(backpropagated=False)
-    except InputsDivergedError:  # measuring counts every layer alone then
-        return {name: name for name in layers}
-    first: dict[int, str] = {}
-    return {name: first.setdefault(id(sinks[name]["inputs"]), name) for name in layers}
-
-
 def of_config(name: str | Path, targets: Targets = ALL_LINEAR) -> Shapes:
     """The layers of a model that only its configuration is known of: no weight is made or loaded.
 
@@ -81,7 +47,7 @@ def of_config(name: str | Path, targets: Targets = ALL_LINEAR) -> Shapes:
     sizes = {n: LayerSize(*require_kind(n, m).size(m), is_embedding(require_kind(n, m))) for n, m in layers.items()}
     for inputs in _attempts(model):
         try:
-            return Shapes(sizes, leaders(layers, partial(model, **inputs)))
+            return Shapes(sizes, sharing_in(layers, partial(model, **inputs)))
         except Exception:  # other inputs are needed, or values are looked at: each model's code has its own errors
             continue
     return Shapes(sizes, {})
