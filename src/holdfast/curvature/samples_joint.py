@@ -22,7 +22,9 @@ class SamplesJoint(Stored, Coupled):
     keep the same examples, drawn as for "samples". Per sequence (the default) with sampled labels this is an unbiased
     estimate of the Fisher of all layers' weights, exact for `keep` at or above the number of sequences; per token,
     products between positions are left out, and every layer must have the same rows: no strided convolutions, no
-    pooled heads. Of rank N over all layers: damping (each layer's own mean eigenvalue) prices the rest.
+    pooled heads. Of rank N over all layers: damping (each layer's own mean eigenvalue) prices the rest. Squares of N
+    examples make an estimate whose relative error along a shift is sqrt(2 / N) or more, so it takes hundreds of
+    sequences (or draws of their labels).
     """
 
     kind = "samples-joint"
