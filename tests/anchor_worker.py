@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from laws import dense
 from networks import NETWORKS, Batch
+from sometimes import EXPERTS
 from torch import nn
 
 from holdfast import catalogue, rounds
@@ -54,6 +55,9 @@ CASES: dict[str, dict[str, Any]] = {
     "sequences, shard": case("llama", 2, curvature="diagonal", per="sequence", shard=True),
     "a layer called twice": case("twice", 1, curvature="kronecker"),
     "a layer called twice, shard": case("twice", 1, curvature="diagonal", per="sequence", shard=True),
+    "experts of one rank at a time": case("experts", 2),
+    "experts of one rank at a time, shard": case("experts", 2, shard=True),
+    "experts, eigen": case("experts", 2, shard=True, curvature="eigen"),
     "stems": case("reentrant", 1, curvature="kronecker"),
     "convolutions": case("conv2d", 1, curvature="kronecker", shard=True),
     "until": case("llama", 1, until=1e-9),
@@ -63,7 +67,7 @@ CASES: dict[str, dict[str, Any]] = {
 
 def measured(one: dict[str, Any]) -> Anchor:
     """The case's anchor, by however many processes there are."""
-    network = NETWORKS[one["network"]]
+    network = (NETWORKS | {EXPERTS.name: EXPERTS})[one["network"]]
     batches = network.batches(one["size"])[: one["count"]]
     options = {"targets": network.targets, "forward_loss": network.forward_loss, "progress": False} | one["options"]
     return Anchor.estimate(network.build(), batches, **options)

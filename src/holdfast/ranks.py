@@ -90,14 +90,11 @@ class Ranks:
 
     def turn(self, count: int) -> tuple[int, int]:
         """This rank draws so many numbers in order: how many do the ranks before it draw, and those after it?"""
-        said = self.exchange(Op.DRAWN, count)
-        if any(op == Op.ROWS for op, *_ in said):
-            raise HoldfastError(
-                "ranks are out of step: layers run in another order on each of them",
-                remedy="leave shard off, or pass a model whose layers run in one order",
-            )
-        counts = [one[1] if one[0] == Op.DRAWN else 0 for one in said]
-        return sum(counts[: self.rank]), sum(counts[self.rank + 1 :])
+        while True:
+            said = self.exchange(Op.DRAWN, count)
+            if not _underway(said):
+                counts = [one[1] if one[0] == Op.DRAWN else 0 for one in said]
+                return sum(counts[: self.rank]), sum(counts[self.rank + 1 :])
 
     def together(self, work: Callable[[], Sequence[int]]) -> list[list[int]]:
         """Each rank's share of a round; the numbers that every rank's share came to, by rank.
@@ -133,7 +130,7 @@ class Ranks:
         """Do what ranks that are still at work need of this one."""
         if self.carry is not None:
             self.carry(said, None)
-        drawn = sum(one[1] for one in said if one[0] == Op.DRAWN)
+        drawn = 0 if _underway(said) else sum(one[1] for one in said if one[0] == Op.DRAWN)
         if drawn and self.skip is not None:
             self.skip(drawn)
 
@@ -210,6 +207,11 @@ class Ranks:
             if tensor.numel():
                 dist.broadcast(_bytes(tensor), src=source, group=self._control)
         return state
+
+
+def _underway(said: list[list[int]]) -> bool:
+    """Whether some rank has not come to its draws yet: layers may run more often on it than on others."""
+    return any(op == Op.ROWS for op, *_ in said)
 
 
 def _outcome(error: BaseException | None) -> int:
