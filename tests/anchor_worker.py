@@ -5,6 +5,7 @@ Run it as: torchrun --nproc_per_node 2 anchor_worker.py OUT.json [CASE ...]
 
 import json
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Callable
@@ -126,7 +127,7 @@ def refused(work: Callable[[], Any]) -> list[str]:
     try:
         work()
         said = ""
-    except Exception as error:
+    except (Exception, KeyboardInterrupt) as error:
         said = f"{type(error).__name__}: {error}"
     ranks: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(ranks, said)
@@ -172,15 +173,58 @@ def failures() -> dict[str, list[str]]:
     return found
 
 
+def resumed(folder: str, **options: Any) -> dict[str, Any]:
+    """Interrupted on rank 1 in its second batch, and gone on with."""
+    network, calls = NETWORKS["mlp"], [0]
+
+    def loss(model: nn.Module, batch: Batch) -> Any:
+        calls[0] += 1
+        if dist.get_rank() == 1 and calls[0] == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+        return network.forward_loss(model, batch)
+
+    def run() -> Anchor:
+        given = {"forward_loss": loss, "checkpoint": folder, "progress": False} | options
+        return Anchor.estimate(network.build(), network.batches(1), **given)
+
+    said = refused(run)
+    stored = Path(folder).exists()
+    dist.barrier()
+    batches = calls[0]
+    got = run()
+    dist.barrier()
+    mine = {"got": distance(got, ALONE[folder]) if got.curvatures else None, "batches": calls[0] - batches}
+    ranks: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(ranks, mine | {"stored": stored, "removed": not Path(folder).exists()})
+    return {"said": said, "ranks": ranks}
+
+
+RESUMED: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "shard": {"shard": True},
+    "two passes": {"curvature": "eigen"},
+    "examples": {"curvature": "samples", "fisher": "data"},
+    "halves": {"until": 1e-9},
+}
+ALONE: dict[str, Anchor] = {}
+
+
 def main() -> None:
     """Write all cases, from the first rank."""
     warnings.simplefilter("ignore")
     out, *names = sys.argv[1:]
     names = names or list(CASES)
     alone = {name: measured(CASES[name]) for name in names}
+    folders = {name: str(Path(out).parent / name) for name in RESUMED}
+    for name, options in RESUMED.items():
+        left = {key: value for key, value in options.items() if key != "shard"}
+        network = NETWORKS["mlp"]
+        given = {"forward_loss": network.forward_loss, "progress": False} | left
+        ALONE[folders[name]] = Anchor.estimate(network.build(), network.batches(1), **given)
     dist.init_process_group("gloo")
     found: dict[str, Any] = {name: compare(name, alone[name]) for name in names}
     found["failures"] = failures()
+    found["resumed"] = {name: resumed(folders[name], **options) for name, options in RESUMED.items()}
     if dist.get_rank() == 0:
         Path(out).write_text(json.dumps(found))
     dist.barrier()

@@ -89,6 +89,21 @@ def test_a_batch_that_only_one_rank_reads_fails_on_both(measured: dict[str, Any]
     assert first == f"PeerError: rank 1 failed: {second}"
 
 
+@pytest.mark.parametrize("name", worker.RESUMED)
+def test_an_interrupt_on_one_rank_stops_all_and_loses_nothing(name: str, measured: dict[str, Any]) -> None:
+    found = measured["resumed"][name]
+    assert found["said"][0].startswith("PeerError: another rank was interrupted")
+    assert found["said"][1].startswith("KeyboardInterrupt")
+    for rank, one in enumerate(found["ranks"]):
+        assert (one["stored"], one["removed"]) == (True, True)
+        if name != "shard" or rank == 0:
+            assert_close(one["got"], 0.0, rtol=0, atol=EXACT)
+    # Five batches in three rounds: one was left for rank 0, and a second pass goes over all. With shards the first
+    # batch is looked at before, so the interrupt came a round earlier.
+    wanted = {"two passes": [4, 2], "shard": [3, 2]}
+    assert [one["batches"] for one in found["ranks"]] == wanted.get(name, [1, 0])
+
+
 def test_one_process_alone_is_all_ranks() -> None:
     alone, total = Ranks(), torch.ones(2)
     alone.add_up(total)
