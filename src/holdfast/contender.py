@@ -20,7 +20,8 @@ from holdfast.penalties.replay import Replay
 from holdfast.sampling import sample_from
 from holdfast.training import Trained, train
 
-FORECASTER = "kronecker"  # the curvature that forecasts for runs that did not hold on in weight space
+# What forecasts: other structures don't see what layers do together, least of all under a penalty of their own.
+FORECASTER = Hold(curvature="samples-joint", keep=64)
 
 
 class Contender:
@@ -147,7 +148,7 @@ class Contender:
             **sides(self.before, after, "test"),
             "validation": sides(self.before, after, "validation"),
             "along": along,
-            "predicted_forgetting": self._forecast(model, hold, penalties),
+            "predicted_forgetting": self._forecast(model, hold),
             "anchor_seconds": preparation,
             "seconds": trained.seconds,
             "seconds_per_step": trained.seconds_per_step,
@@ -182,12 +183,10 @@ class Contender:
         )
         return trained, along
 
-    def _forecast(self, model: nn.Module, hold: Hold, penalties: list[Regularizer]) -> float | None:
-        """The run's own forecast; where it has none, what the default anchor says of where it went."""
-        own = next((p.predicted_forgetting for p in penalties if p.predicted_forgetting is not None), None)
-        if own is not None:
-            return own
-        anchor, _ = self.anchor(Hold(curvature=FORECASTER, targets=hold.targets))
+    def _forecast(self, model: nn.Module, hold: Hold) -> float | None:
+        """What the forecaster's anchor says of where the run went; it held nothing."""
+        _, targets = self._trained(hold)
+        anchor, _ = self.anchor(FORECASTER.model_copy(update={"targets": targets}))
         return Penalty(model, anchor).predicted_forgetting
 
     @cached_property
