@@ -3,15 +3,17 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from holdfast.curvature.curvature import Curvature
 from holdfast.curvature.statistic import LayerSize, Reading
 from holdfast.errors import HoldfastError
 from holdfast.likelihood import Items
-from holdfast.measurement import Measurement, Sampling, Summation
+from holdfast.measurement import Measurement, Sampling, Summation, Watch
 from holdfast.ranks import Ranks, different_data
 from holdfast.resuming import Checkpoint, identity
 from holdfast.rounds import Pass
@@ -120,7 +122,7 @@ def measure(
                 ranks,
                 extent,
                 seed=sampling.seed,
-                groups=task.groups,
+                watch=Watch(stems=_repacked(task.layers), groups=task.groups),
                 owners=task.owners,
                 checkpoint=stored,
                 number=number,
@@ -152,12 +154,21 @@ def _check_shard(kinds: Sequence[type[Curvature]], by: type) -> None:
         )
 
 
+def _repacked(layers: Mapping[str, Any]) -> bool:
+    """Whether a layer may change its weight for good when its input needs no gradient.
+
+    bitsandbytes packs 4-bit weights anew in such forward passes on CPUs, and gives no gradients from then on.
+    """
+    weights = [weight for layer in layers.values() if isinstance(weight := getattr(layer, "weight", None), Tensor)]
+    return any(not weight.is_floating_point() and weight.device.type == "cpu" for weight in weights)
+
+
 def _share_out(task: _Task, kinds: Sequence[type[Curvature]], batches: Iterable[Any]) -> Iterable[Any]:
     """Settle which rank holds which sums, seen on the first batch; returns batches that still hold it."""
     source = iter(batches)
 
     def look() -> tuple[()]:
-        first = [batch for batch, _ in zip(source, range(1), strict=False)]
+        first = list(islice(source, 1))
         seen.extend(first)
         task.groups = groups_in(task.reader, task.layers, first[0]) if first else {}
         return ()

@@ -1,7 +1,7 @@
 """The plan for a model at hand: its first batch shows which layers read the same tensor."""
 
 from collections.abc import Iterable, Iterator, Mapping
-from itertools import chain
+from itertools import chain, islice
 from typing import Any
 
 import torch
@@ -48,5 +48,5 @@ def _peeked(batches: Iterable[Any]) -> tuple[list[Any], Iterable[Any]]:
     """The first batch, if there is one, and all of them; what is drawn at random afterwards is drawn as without it."""
     with torch.random.fork_rng(devices=[]):
         iterator = iter(batches)
-        first = [batch for batch, _ in zip(iterator, range(1), strict=False)]
+        first = list(islice(iterator, 1))
     return first, chain(first, iterator) if isinstance(batches, Iterator) else batches
