@@ -61,7 +61,7 @@ def test_what_is_as_large_as_the_full_factor_stays_full() -> None:
             assert (curvature.inputs.structure, curvature.gradients.structure) == ("full", "full")
 
 
-@pytest.mark.parametrize("name", ["model.layers.0.mlp.down_proj", "model.layers.1.self_attn.v_proj"])
+@pytest.mark.parametrize("name", ["model.layers.0.mlp.down_proj", "model.layers.1.mlp.up_proj"])
 def test_eigen_in_blocks_has_the_fishers_own_diagonal_there(name: str) -> None:
     """L_ij is the price of u_i v_j^T under the Fisher itself, which stored samples hold when all are kept."""
     own = anchored("eigen", storage="blocks:3").curvatures[name]
