@@ -50,7 +50,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, metavar="PATH", help="write the result there instead of printing it")
     parser.add_argument("--seeds", type=int, default=2)
-    parser.add_argument("--depths", type=int, nargs="+", default=DEPTHS, metavar="STEPS")
+    parser.add_argument(
+        "--depths", type=int, nargs="+", default=DEPTHS, metavar="STEPS", help="from 2: warm-up begins at rate 0"
+    )
     parser.add_argument("--only", nargs="+", metavar="KIND", help="of the structures")
     options = parser.parse_args()
     torch.set_num_threads(1)
