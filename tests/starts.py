@@ -37,6 +37,9 @@ PLAIN: dict[str, Callable[[], Any]] = {
     "p-tuning": lambda: PromptEncoderConfig(task_type=CAUSAL, num_virtual_tokens=3, encoder_hidden_size=4),
     "ia3": lambda: IA3Config(target_modules=["k_proj", "down_proj"], feedforward_modules=["down_proj"]),
     "dora": lambda: LoraConfig(target_modules=LINEAR, r=2, use_dora=True),
+    "alora": lambda: LoraConfig(
+        task_type=CAUSAL, target_modules=LINEAR, r=2, alora_invocation_tokens=LLAMA.rows[0]["input_ids"][1:2].tolist()
+    ),
     "bias": lambda: LoraConfig(target_modules=LINEAR, r=2, lora_bias=True),
     "loha": lambda: LoHaConfig(target_modules=LINEAR, r=2),
     "norms": lambda: LNTuningConfig(target_modules=["input_layernorm"]),
@@ -73,8 +76,9 @@ def slow_squares(network: Network, model: nn.Module, labels: list[Tensor]) -> di
         logits = _logits(network, model, row)
         loss = F.cross_entropy(logits, labels[number], reduction="sum")
         items += len(labels[number])
-        for name, gradient in zip(total, torch.autograd.grad(loss, list(trained.values())), strict=True):
-            total[name] += gradient.square()
+        gradients = torch.autograd.grad(loss, list(trained.values()), allow_unused=True)
+        for name, gradient in zip(total, gradients, strict=True):
+            total[name] += 0 if gradient is None else gradient.square()
     return {name: squares / items for name, squares in total.items()}
 
 

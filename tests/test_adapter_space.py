@@ -15,6 +15,7 @@ from torch.testing import assert_close
 
 from holdfast import catalogue
 from holdfast.anchor import Anchor
+from holdfast.curvature.tridiagonal import chains
 from holdfast.errors import HoldfastError
 from holdfast.parts import parts_in, select_parts
 from holdfast.penalties.quadratic import Penalty
@@ -171,3 +172,18 @@ def test_priors_are_of_the_adapter_s_parameters() -> None:
         Penalty(model, weights, prior=0.1)
     with pytest.raises(HoldfastError, match="prior=-1"):
         Penalty(model, estimate(model, LLAMA), prior=-1)
+
+
+def test_adapters_that_are_switched_off_are_not_measured() -> None:
+    model: Any = adapt("two", NETWORKS["mlp"])
+    model.base_model.set_adapter(["default"])
+    anchor = estimate(model, NETWORKS["mlp"])
+    assert {name.rpartition(".")[2] for name in anchor.curvatures} == {"default"}
+
+
+def test_neighbours_are_the_two_factors_of_one_adapter() -> None:
+    anchor = estimate(move(adapt("two", NETWORKS["mlp"])), NETWORKS["mlp"], "tridiagonal")
+    assert chains(anchor.curvatures) == [  # type: ignore[arg-type]
+        [f"{place}.lora_A.{adapter}", f"{place}.lora_B.{adapter}"]
+        for place, adapter in (("0", "default"), ("0", "extra"), ("2", "default"), ("4", "default"))
+    ]

@@ -97,7 +97,7 @@ def test_methods_without_a_shift_hold_on_to_their_own_parameters(method: str) ->
     assert_close(gradients_of(penalty(), model), gradients_of(wanted, model), **EXACT)
 
 
-@pytest.mark.parametrize("method", ["prefix", "prompt", "ia3", "dora", "bias"])
+@pytest.mark.parametrize("method", ["prefix", "prompt", "ia3", "dora", "alora", "bias"])
 def test_structures_made_of_rows_refuse_plain_parameters(method: str) -> None:
     model = adapted_by(method)
     with pytest.raises(HoldfastError, match=r"'kronecker' is made of a layer's inputs[\s\S]*curvature='diagonal'"):
