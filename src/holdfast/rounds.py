@@ -36,7 +36,7 @@ class Pass:
         ranks: that share the work.
         extent: when it is enough.
         seed: of drawn labels.
-        groups: layers that share, where that is known.
+        watch: how the model is watched at first.
         owners: layer -> the rank that holds its sums; None: each rank sums what it sees.
         checkpoint: where to write the sums now and then.
         number: which pass over the data this is.
@@ -52,7 +52,7 @@ class Pass:
         extent: Extent,
         *,
         seed: int,
-        groups: Mapping[str, str] | None = None,
+        watch: Watch,
         owners: Mapping[str, int] | None = None,
         checkpoint: Checkpoint | None = None,
         number: int = 1,
@@ -60,7 +60,7 @@ class Pass:
     ) -> None:
         self.reader, self.make, self.batches, self.ranks, self.extent = reader, make, batches, ranks, extent
         self.seed, self.owners, self.checkpoint, self.number, self.shown = seed, owners, checkpoint, number, shown
-        self.watch = Watch(groups=groups)
+        self.watch = watch
         self.progress = Progress()
         self._source: Iterator[Any] = iter(())
         self._again: list[Any] | None = None  # batches that were taken and not yet summed, when starting over

@@ -49,7 +49,9 @@ class Prices:
         if self._device == device_of(self.model):
             return
         self._device = device_of(self.model)
-        self.curvatures = _placed(parts_in(self.model, self.anchor.space), self.curvatures)
+        with torch.no_grad():
+            dtypes = {name: reader().parts[0].dtype for name, reader in self.readers.items()}
+        self.curvatures = _placed(parts_in(self.model, self.anchor.space), self.curvatures, dtypes)
         self._damped = {name: c.damped(self.damping) for name, c in self.curvatures.items()}
 
     def beside_weights(self, *, damped: bool = True) -> dict[str, Curvature]:
@@ -102,13 +104,14 @@ def leaves(shift: Shift) -> list[Tensor]:
     return found
 
 
-def _placed(parts: Mapping[str, Part], curvatures: dict[str, Curvature]) -> dict[str, Curvature]:
-    """Each curvature on its layer's device, in the model's precision but at least float32; shared tensors stay so."""
+def _placed(
+    parts: Mapping[str, Part], curvatures: dict[str, Curvature], dtypes: Mapping[str, torch.dtype]
+) -> dict[str, Curvature]:
+    """Each curvature on its layer's device, in the precision of its shift; shared tensors stay so."""
     moved: dict[tuple[int, torch.device, torch.dtype], Tensor] = {}
     placed = {}
     for name, curvature in curvatures.items():
-        weight = parts[name].tensor
-        dtype = torch.promote_types(weight.dtype if weight.is_floating_point() else torch.float32, torch.float32)
+        weight, dtype = parts[name].tensor, dtypes[name]
         tensors = {}
         for part, tensor in curvature.tensors().items():
             key = (id(tensor), weight.device, dtype)

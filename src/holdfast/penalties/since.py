@@ -63,9 +63,11 @@ def _since(name: str, layer: Any, plain: Callable[[], Shift], anchor: Anchor) ->
     base: Any = layer.base_layer
     if anchor.is_at(name, base.weight):
         return plain
+    if not base.weight.is_floating_point():  # packed: nothing can be said of a difference
+        raise anchor.foreign(f"{name}.weight differs from the anchored weight")
     kind, active = require_kind(name, base), active_of(layer)
     with torch.no_grad():
-        now = kind.matrix(base, effective(layer, kind, active)).reshape(base.weight.shape)  # in its own layout
+        now = kind.matrix(base, effective(name, layer, kind, active)).reshape(base.weight.shape)  # in its own layout
     born = [factors(layer, adapter) for adapter in active]
     unmoved = not any(bool(piece.up.any()) for piece in born)  # then the weight alone should be the anchored one
     dora = any(has_magnitude(layer, adapter) for adapter in active)

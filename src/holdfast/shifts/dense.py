@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from holdfast.shifts.shift import Form, Shift, mapped
+from holdfast.shifts.shift import Form, Shift, mapped, precise
 
 
 class Dense(Shift):
@@ -11,7 +11,7 @@ class Dense(Shift):
     structure = "dense"
 
     def __init__(self, delta: Tensor) -> None:
-        self.delta = delta
+        self.delta = precise(delta)
 
     @property
     def parts(self) -> tuple[Tensor, ...]:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from holdfast.shifts.shift import Form, Shift, mapped
+from holdfast.shifts.shift import Form, Shift, mapped, precise
 
 
 class LowRank(Shift):
@@ -12,7 +12,7 @@ class LowRank(Shift):
     structure = "low-rank"
 
     def __init__(self, up: Tensor, down: Tensor, scale: float = 1.0) -> None:
-        self.up, self.down, self.scale = up, down, scale
+        self.up, self.down, self.scale = precise(up), precise(down), scale
 
     @classmethod
     def stacked(cls, pieces: "list[LowRank]") -> "LowRank":

@@ -10,7 +10,7 @@ from holdfast.errors import HoldfastError
 from holdfast.layers import LayerKind, require_kind
 from holdfast.shifts.dense import Dense
 from holdfast.shifts.low_rank import LowRank
-from holdfast.shifts.shift import Shift
+from holdfast.shifts.shift import Shift, precise
 from holdfast.targets import base_layers, canonical
 
 ELSEWHERE = (
@@ -79,7 +79,7 @@ def readers(model: nn.Module, reference: Mapping[str, Tensor] | None = None) -> 
 
 def _full_reader(kind: LayerKind, module: Any, anchored: Tensor) -> Reader:
     kept = Kept(anchored)
-    return lambda: Dense(kind.matrix(module, module.weight - kept.beside(module.weight)))
+    return lambda: Dense(kind.matrix(module, precise(module.weight) - kept.beside(module.weight)))
 
 
 def _adapter_reader(name: str, layer: Any, reference: Mapping[str, Tensor] | None) -> Reader:
@@ -96,10 +96,11 @@ def _adapter_reader(name: str, layer: Any, reference: Mapping[str, Tensor] | Non
         active = active_of(layer)
         if not active:  # all of this layer's adapters are off: a shift of rank zero
             out, inn = kind.size(base)
-            return LowRank(base.weight.new_zeros(out, 0), base.weight.new_zeros(0, inn))
+            like = next(parameter for parameter in layer.parameters() if parameter.is_floating_point())
+            return LowRank(like.new_zeros(out, 0), like.new_zeros(0, inn))
         if anchored is not None or any(has_magnitude(layer, a) for a in active):
-            weight = base.weight if anchored is None else anchored.to(base.weight.device)
-            return Dense(effective(layer, kind, active) - kind.matrix(base, weight))
+            weight = unpacked(name, base) if anchored is None else anchored.to(base.weight.device)
+            return Dense(effective(name, layer, kind, active) - kind.matrix(base, weight))
         return LowRank.stacked([factors(layer, adapter) for adapter in active])
 
     return read
@@ -170,12 +171,32 @@ def has_magnitude(layer: Any, adapter: str) -> bool:
     return adapter in getattr(layer, "lora_magnitude_vector", {})
 
 
-def effective(layer: Any, kind: LayerKind, adapters: list[str]) -> Tensor:
+def unpacked(name: str, base: Any) -> Tensor:
+    """A base layer's weight as numbers, of its own shape; what bitsandbytes and others packed is unpacked by PEFT.
+
+    Raises:
+        HoldfastError: a weight that PEFT does not know how to unpack.
+    """
+    if base.weight.is_floating_point():
+        return base.weight
+    from peft.utils.integrations import dequantize_module_weight
+
+    found = dequantize_module_weight(base)
+    if not found.is_floating_point():
+        raise HoldfastError(
+            f"the weight of {name!r} is packed ({base.weight.dtype}), and its numbers are needed for this adapter",
+            wanted="a weight in floating point, or one that PEFT can unpack",
+            remedy="use LoRA without use_dora and with the default initialisation: it needs no weight",
+        )
+    return found.detach()
+
+
+def effective(name: str, layer: Any, kind: LayerKind, adapters: list[str]) -> Tensor:
     """The layer's effective weight, (out, in), differentiable.
 
     DoRA: m / ||W + s B A|| * (W + s B A), norms over each output's row (arXiv 2402.09353 eq. 5).
     """
-    weight = kind.matrix(layer.base_layer, layer.base_layer.weight)
+    weight = kind.matrix(layer.base_layer, unpacked(name, layer.base_layer))
     magnitudes = [a for a in adapters if has_magnitude(layer, a)]
     if magnitudes and len(adapters) > 1:
         raise HoldfastError("several active adapters of which one is DoRA", remedy="activate one adapter at a time")

@@ -89,6 +89,11 @@ class _Priced(torch.autograd.Function):
         return None, None, None, *(ctx.degree * upstream * product for product in ctx.saved_tensors)
 
 
+def precise(tensor: Tensor) -> Tensor:
+    """In float32 or better, as curvatures are: models and adapters may be of 16 bits."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
 def mapped(matrix: Tensor, rows: Tensor) -> Tensor:
     """matrix x for rows x, (k, in) and (..., in) -> (..., k); integers, (...), are indices of one-hot rows."""
     return rows @ matrix.T if rows.is_floating_point() else matrix.T[rows]
