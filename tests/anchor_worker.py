@@ -19,11 +19,12 @@ from networks import NETWORKS, Batch
 from sometimes import EXPERTS
 from torch import nn
 
-from holdfast import catalogue, rounds
-from holdfast.accumulation import parts
+from holdfast import catalogue
 from holdfast.anchor import Anchor
 from holdfast.curvature.curvature import Coupled
-from holdfast.measurement import Summation
+from holdfast.measuring import rounds
+from holdfast.measuring.accumulation import parts
+from holdfast.measuring.measurement import Summation
 
 torch.set_num_threads(1)  # tensors this small are slower on two threads, which spin
 KINDS = [kind for kind in catalogue.names("curvature") if catalogue.curvature(kind).statistics()]

@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.testing import assert_close
 
-from holdfast import anchor_file
 from holdfast.anchor import Anchor
+from holdfast.anchors import file as anchor_file
 from holdfast.errors import HoldfastError
 from holdfast.penalties.quadratic import Penalty
 

@@ -6,12 +6,12 @@ import pytest
 import yaml
 
 from holdfast import HoldfastError
-from holdfast.anchor_recipe import ITEMS, AnchorRecipe
+from holdfast.anchors.recipe import ITEMS, AnchorRecipe
 from holdfast.curvature.offload import Place
 from holdfast.estimate import STORAGES
 from holdfast.likelihood import Fisher
 from holdfast.recipe import dump, validate
-from holdfast.rows import Per
+from holdfast.rows.origin import Per
 
 
 def made(**values):

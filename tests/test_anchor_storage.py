@@ -13,13 +13,15 @@ from safetensors.torch import load_file
 from torch.testing import assert_close
 from transformers import AutoModelForCausalLM
 
-from holdfast import anchor_file, catalogue, tensor_file
+from holdfast import catalogue
 from holdfast.anchor import Anchor
+from holdfast.anchors import file as anchor_file
+from holdfast.anchors import tensor_file
+from holdfast.anchors.packing import Piece
 from holdfast.curvature.curvature import Curvature
 from holdfast.curvature.two_sided import TwoSided
 from holdfast.errors import HoldfastError
 from holdfast.models import shipped
-from holdfast.packing import Piece
 
 HEADER = 1.02  # names, counts and diagonals beside the triangles
 PRICED = 6 * 2**-9  # of a price: EKFAC's has five factors that are rounded

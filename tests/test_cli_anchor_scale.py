@@ -13,7 +13,7 @@ from cli_runs import LENGTH, files_in, out, place, refused, run, succeeded  # no
 from torch.testing import assert_close
 
 from holdfast.anchor import Anchor
-from holdfast.measurement import Measurement
+from holdfast.measuring.measurement import Measurement
 
 SMALL = ("--targets", "q_proj,down_proj", *LENGTH)
 GB = 1e9

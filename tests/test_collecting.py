@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from holdfast import catalogue
-from holdfast.agreement import LEADING, split_error
 from holdfast.anchor import Anchor
 from holdfast.curvature.diagonal import Diagonal
 from holdfast.curvature.kronecker import Kronecker
 from holdfast.curvature.moments import InputMoment
 from holdfast.curvature.statistic import LayerSize, Reading
 from holdfast.errors import HoldfastError
+from holdfast.measuring.agreement import LEADING, split_error
 
 MEASURED = [kind for kind in catalogue.names("curvature") if catalogue.curvature(kind).statistics()]
 CONVERGED = 0.03  # relative: five steps of power iteration on a spectrum that falls by half

@@ -14,10 +14,11 @@ from laws import same
 from networks import NETWORKS, Batch, Network
 from torch import nn
 
-from holdfast import catalogue, resuming
+from holdfast import catalogue
 from holdfast.anchor import Anchor
 from holdfast.errors import HoldfastError
-from holdfast.resuming import Deferred
+from holdfast.measuring import resuming
+from holdfast.measuring.resuming import Deferred
 
 MEASURED = [kind for kind in catalogue.names("curvature") if catalogue.curvature(kind).statistics()]
 SAME = 1e-12  # the same numbers added in the same order

@@ -12,10 +12,10 @@ from sometimes import Two, apart, batches, by_keyword, experts, hidden_sometimes
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from holdfast.accumulation import groups_together
 from holdfast.anchor import Anchor
 from holdfast.errors import HoldfastError
-from holdfast.measurement import Watch
+from holdfast.measuring.accumulation import groups_together
+from holdfast.measuring.measurement import Watch
 from holdfast.statistics import GradientsHiddenError, InputsDivergedError
 
 

@@ -17,7 +17,7 @@ from holdfast.anchor import Anchor
 from holdfast.curvature.statistic import LayerSize, Reading
 from holdfast.layers import is_embedding, require_kind
 from holdfast.likelihood import Items
-from holdfast.measurement import Measurement, Sampling, Watch
+from holdfast.measuring.measurement import Measurement, Sampling, Watch
 from holdfast.pretrained import at_anchor
 from holdfast.targets import select
 

@@ -15,8 +15,8 @@ from torch.testing import assert_close
 import holdfast
 from holdfast.curvature.kronecker import Kronecker
 from holdfast.curvature.statistic import LayerSize, Reading
-from holdfast.ranks import Op, Ranks
-from holdfast.sharding import owners_of
+from holdfast.measuring.ranks import Op, Ranks
+from holdfast.measuring.sharding import owners_of
 
 BALANCED = 0.03  # two blocks of equal layers
 EXACT = 1e-9  # of a layer's largest entry, in float64: another order of summation

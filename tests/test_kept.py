@@ -11,7 +11,7 @@ from torch.testing import assert_close
 from holdfast.curvature.examples import Calls, Examples
 from holdfast.curvature.samples import Samples
 from holdfast.curvature.statistic import LayerSize, Reading
-from holdfast.rows import Origin
+from holdfast.rows.origin import Origin
 
 MONTE_CARLO = 0.05  # relative: thousands of choices
 SIZE = LayerSize(4, 3)

@@ -14,12 +14,12 @@ from torch.testing import assert_close
 
 from holdfast import catalogue
 from holdfast.anchor import Anchor
+from holdfast.anchors.merging import APPROXIMATION
 from holdfast.curvature.curvature import Coupled, Curvature
 from holdfast.curvature.eigen import Eigen
 from holdfast.curvature.kronecker import Kronecker
 from holdfast.curvature.two_sided import TwoSided
 from holdfast.errors import HoldfastError
-from holdfast.merging import APPROXIMATION
 from holdfast.penalties.quadratic import Penalty
 
 MEASURED = {name: catalogue.curvature(name) for name in catalogue.names("curvature")}

@@ -17,7 +17,7 @@ from holdfast.curvature.statistic import LayerSize, Reading
 from holdfast.curvature.tridiagonal import Tridiagonal
 from holdfast.factors.diagonal import Diagonal
 from holdfast.factors.factor import Storage
-from holdfast.rows import Origin
+from holdfast.rows.origin import Origin
 
 
 class Repeated(nn.Module):

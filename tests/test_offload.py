@@ -19,7 +19,7 @@ from holdfast.curvature.curvature import Coupled
 from holdfast.curvature.moments import GradientMoment
 from holdfast.curvature.statistic import LayerSize, Reading, Statistic
 from holdfast.errors import HoldfastError
-from holdfast.measurement import Summation
+from holdfast.measuring.measurement import Summation
 
 MEASURED = [kind for kind in catalogue.names("curvature") if catalogue.curvature(kind).statistics()]
 NETWORK = NETWORKS["llama"]

@@ -6,7 +6,7 @@ from laws import drawn
 from torch import Tensor
 from torch.testing import assert_close
 
-from holdfast import packing
+from holdfast.anchors import packing
 from holdfast.errors import HoldfastError
 
 WIDTHS = (2, 3, 7, packing.STRIP, packing.STRIP + 1, 2 * packing.STRIP + 5)

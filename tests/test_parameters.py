@@ -14,7 +14,7 @@ from torch.testing import assert_close
 
 from holdfast.anchor import Anchor
 from holdfast.errors import HoldfastError
-from holdfast.parameters import sequences_of
+from holdfast.measuring.parameters import sequences_of
 from holdfast.parts import select_parts
 from holdfast.penalties.quadratic import Penalty
 

@@ -10,7 +10,7 @@ from torch.testing import assert_close
 
 import holdfast
 from holdfast.anchor import Anchor
-from holdfast.approximation import TOGETHER, Quality, quality
+from holdfast.anchors.approximation import TOGETHER, Quality, quality
 from holdfast.errors import HoldfastError
 from holdfast.shifts.low_rank import LowRank
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from holdfast import shifts as shifts
     from holdfast.anchor import Anchor as Anchor
-    from holdfast.approximation import quality as quality
+    from holdfast.anchors.approximation import quality as quality
     from holdfast.errors import HoldfastError as HoldfastError
     from holdfast.penalties.distill import Distill as Distill
     from holdfast.penalties.quadratic import Penalty as Penalty
@@ -27,7 +27,7 @@ _HOME = {
     "Penalty": "holdfast.penalties.quadratic",
     "Together": "holdfast.penalties.together",
     "attach": "holdfast.trainers",
-    "quality": "holdfast.approximation",
+    "quality": "holdfast.anchors.approximation",
     "sample_from": "holdfast.sampling",
     "snapshot": "holdfast.shifts.read",
 }

@@ -8,23 +8,25 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from holdfast import anchor_file, catalogue, merging
-from holdfast.anchor_options import check_finite, check_options, check_place, foreign_model
+from holdfast import catalogue
+from holdfast.anchors import file as anchor_file
+from holdfast.anchors import merging
+from holdfast.anchors.options import check_finite, check_options, check_place, foreign_model
 from holdfast.batches import batches_of
-from holdfast.collecting import measure
 from holdfast.curvature.curvature import Curvature
 from holdfast.curvature.offload import Place
 from holdfast.curvature.statistic import Reading
 from holdfast.errors import HoldfastError
 from holdfast.fingerprint import alike, fingerprint, identical
 from holdfast.likelihood import Fisher, ForwardLoss, Items, bare
-from holdfast.measurement import Measurement, Sampling
-from holdfast.parameters import ParameterMeasurement, needs_gradients
+from holdfast.measuring.collecting import measure
+from holdfast.measuring.measurement import Measurement, Sampling
+from holdfast.measuring.parameters import ParameterMeasurement, needs_gradients
+from holdfast.measuring.stopping import check_extent
 from holdfast.parts import Part, Space, frozen_under, parts_in, select_parts, sizes_of
 from holdfast.plan.probing import for_model
 from holdfast.pretrained import at_anchor, at_start
-from holdfast.rows import Per
-from holdfast.stopping import check_extent
+from holdfast.rows.origin import Per
 from holdfast.targets import Targets
 
 
@@ -97,8 +99,8 @@ class Anchor:
             keep: examples that the curvatures of stored samples keep.
             max_items: stop after the batch in which this many scored items were seen.
             until: stop as soon as <D, C D> along each layer's leading directions is known to this relative standard
-                error, 0.02 say, told from two halves of the data (`holdfast.agreement`): twice the memory for sums. A
-                warning says so where the data end first; `facts["agreement"]` holds what was reached.
+                error, 0.02 say, told from two halves of the data (`holdfast.measuring.agreement`): twice the memory
+                for sums. A warning says so where the data end first; `facts["agreement"]` holds what was reached.
             dtype: of the products that make the sums, torch.bfloat16 for instance; sums stay in float32.
             memory: bytes ("4GiB") that the running sums, and then the curvature, may take. Wide factors are kept as
                 low-rank sketches, then smaller ones, then diagonals, until all fit; what was chosen is in

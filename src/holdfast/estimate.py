@@ -11,9 +11,9 @@ import torch
 
 from holdfast import catalogue
 from holdfast.anchor import Anchor
-from holdfast.anchor_file import check_destination
-from holdfast.anchor_options import check_options
-from holdfast.anchor_recipe import AnchorRecipe
+from holdfast.anchors.file import check_destination
+from holdfast.anchors.options import check_options
+from holdfast.anchors.recipe import AnchorRecipe
 from holdfast.batches import Row, collate
 from holdfast.curvature.curvature import Curvature
 from holdfast.curvature.statistic import Reading
@@ -21,10 +21,10 @@ from holdfast.data import check_tokenizer
 from holdfast.errors import HoldfastError
 from holdfast.files import output_folder, require_folder
 from holdfast.language_model import load_model, load_tokenizer
+from holdfast.measuring.stopping import check_extent
 from holdfast.plan import Plan, make
 from holdfast.plan.shapes import Shapes, of_config
 from holdfast.sides import SELF, read_side, sampled_side
-from holdfast.stopping import check_extent
 
 STORAGES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from holdfast import catalogue
 from holdfast.anchor import Anchor
-from holdfast.anchor_options import check_options
+from holdfast.anchors.options import check_options
 from holdfast.batches import collate
 from holdfast.errors import HoldfastError
 from holdfast.fingerprint import fingerprint

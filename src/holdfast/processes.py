@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import torch
 import torch.distributed as dist
 
-from holdfast.ranks import PeerError
+from holdfast.measuring.ranks import PeerError
 
 
 @contextmanager

@@ -10,10 +10,10 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from holdfast.choice import RowChoice
 from holdfast.layers import require_kind, watched
-from holdfast.rows import Origin, RowSink
-from holdfast.sharing import InputsDivergedError, Shared, Watched, groups_of, put_together
+from holdfast.rows.choice import RowChoice
+from holdfast.rows.origin import Origin, RowSink
+from holdfast.rows.sharing import InputsDivergedError, Shared, Watched, groups_of, put_together
 
 __all__ = ["GradientsHiddenError", "InputsDivergedError", "Recorder", "sharing_in"]
 

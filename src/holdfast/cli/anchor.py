@@ -123,7 +123,7 @@ def anchor(
 def _settings(paths: list[Path], given: dict[str, Any], changes: list[str]) -> Any:
     """The validated recipe."""
     from holdfast import recipe as recipes
-    from holdfast.anchor_recipe import AnchorRecipe
+    from holdfast.anchors.recipe import AnchorRecipe
     from holdfast.errors import HoldfastError
 
     if len(paths) > 1:

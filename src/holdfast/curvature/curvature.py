@@ -13,7 +13,7 @@ from torch import Tensor
 
 from holdfast.curvature.statistic import LayerSize, Reading, Statistic
 from holdfast.factors.amount import Amount
-from holdfast.rows import Per
+from holdfast.rows.origin import Per
 
 # No blocks: with as many numbers, their error of q on real LoRA shifts was 1.5 to 2.8 times that of a low rank
 # (the shipped model, widths 128 and 384, ranks 16 to 64).
@@ -30,7 +30,7 @@ class Curvature(ABC):
     squares: ClassVar[bool] = True  # whether its sums are of squared gradients: draws are weighted for those
     elementwise: ClassVar[bool] = False  # whether C D = F * D with sums that a whole gradient makes as one row
     linear: ClassVar[bool] = True  # whether `merged` is the sum of the parts for any shares, those of other sums too
-    rounds: ClassVar[bool] = True  # whether it stays positive semi-definite in bfloat16 (`holdfast.packing`)
+    rounds: ClassVar[bool] = True  # whether it stays positive semi-definite in bfloat16 (`holdfast.anchors.packing`)
     ladder: ClassVar[tuple[str, ...]] = LADDER  # storages of its sides, from the best to the smallest
     after: ClassVar["type[Curvature] | None"] = None  # measured in a pass of its own before this one
 

@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 from holdfast.curvature.statistic import LayerSize, Reading, Statistic
 from holdfast.errors import HoldfastError
 from holdfast.factors.amount import Amount
-from holdfast.rows import Origin
+from holdfast.rows.origin import Origin
 
 SLACK = 1.25  # more than `keep` by this factor are held before they are thinned out again: fewer copies
 HIGHEST = 2**62  # above every priority

@@ -11,7 +11,7 @@ from holdfast.curvature.offload import zeros
 from holdfast.curvature.statistic import LayerSize, Reading, Statistic
 from holdfast.factors.factor import accumulator_dtype
 from holdfast.factors.full import Full
-from holdfast.rows import Origin
+from holdfast.rows.origin import Origin
 
 FIRST, SECOND = 0, 1  # sides of a link
 

@@ -14,7 +14,7 @@ from holdfast.factors.amount import Amount
 from holdfast.factors.diagonal import Diagonal as DiagonalFactor
 from holdfast.factors.factor import Storage
 from holdfast.factors.full import Full
-from holdfast.rows import Origin, Per, collapsed
+from holdfast.rows.origin import Origin, Per, collapsed
 
 Reads = Literal["inputs", "gradients", "pairs"]
 

@@ -47,7 +47,7 @@ class Factor(ABC):
 
     @classmethod
     def stored(cls, width: int, option: int) -> int:
-        """How many numbers M takes in a file (`holdfast.packing`)."""
+        """How many numbers M takes in a file (`holdfast.anchors.packing`)."""
         return cls.numbers(width, option)
 
     @staticmethod

@@ -9,10 +9,10 @@ import torch
 from holdfast.curvature.curvature import Curvature
 from holdfast.curvature.statistic import LayerSize, Reading
 from holdfast.likelihood import Items
+from holdfast.measuring.sharding import groups_in
 from holdfast.parts import Part
 from holdfast.plan.choosing import FLOAT, Plan, make
 from holdfast.plan.shapes import Shapes
-from holdfast.sharding import groups_in
 
 
 def for_model(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from holdfast.curvature.curvature import Curvature
 from holdfast.errors import HoldfastError
-from holdfast.halves import Halves
+from holdfast.measuring.halves import Halves
 
 FIRST = 4  # rounds before the halves are compared: two for each
 GROWTH = 1.25  # of the items from one comparison to the next

@@ -15,7 +15,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from holdfast import catalogue, packing, tensor_file
+from holdfast import catalogue
+from holdfast.anchors import packing, tensor_file
 from holdfast.curvature.curvature import Curvature
 from holdfast.errors import HoldfastError
 from holdfast.files import whole_folder
@@ -35,7 +36,7 @@ def save(anchor: "Anchor", folder: Path, dtype: torch.dtype | None = None) -> No
         anchor: what is written.
         folder: where.
         dtype: None keeps every number as measured; torch.bfloat16 halves the file, each curvature staying positive
-            semi-definite and its diagonal exact (see `holdfast.packing`).
+            semi-definite and its diagonal exact (see `holdfast.anchors.packing`).
 
     Raises:
         HoldfastError: another dtype, a folder of other things, no space.

@@ -17,10 +17,10 @@ from holdfast.curvature.statistic import LayerSize, Reading, Statistic
 from holdfast.errors import HoldfastError
 from holdfast.layers import device_of
 from holdfast.likelihood import Items, LabelSampler, passes
-from holdfast.measurement import Sampling, Summation, Watch
+from holdfast.measuring.measurement import Sampling, Summation, Watch
+from holdfast.measuring.sharding import Post
 from holdfast.parts import Part
-from holdfast.rows import Per
-from holdfast.sharding import Post
+from holdfast.rows.origin import Per
 
 
 def needs_gradients(parts: Mapping[str, Part], kind: type[Curvature], per: Per | None) -> bool:
@@ -49,7 +49,7 @@ def needs_gradients(parts: Mapping[str, Part], kind: type[Curvature], per: Per |
 
 
 class ParameterMeasurement(Summation):
-    """As `holdfast.measurement.Measurement`, from `.grad`: sum over sequences of (sum over positions of dl/dw)^2.
+    """As `measurement.Measurement`, from `.grad`: sum over sequences of (sum over positions of dl/dw)^2.
 
     The diagonal of the Fisher information itself: with sampled labels the scores of two positions are uncorrelated,
     so squaring their sum and summing their squares agree in expectation; with one item to a sequence always. A

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from holdfast.curvature.statistic import Statistic
-from holdfast.ranks import Ranks
+from holdfast.measuring.ranks import Ranks
 
 Key = tuple[str, str]  # layer, name of the statistic; of layers that share it, the first
 Sums = Mapping[str, Mapping[str, Statistic]]
@@ -106,7 +106,7 @@ def taken_in(statistic: Statistic, state: Mapping[str, Tensor], place: torch.dev
 
 
 def groups_together(found: Iterable[Mapping[str, str]]) -> dict[str, str] | None:
-    """Which layers share, from what several saw of it (`holdfast.sharing`); None where they contradict each other."""
+    """Which layers share, from what several saw (`holdfast.rows.sharing`); None where they contradict each other."""
     together: dict[str, str] = {}
     for groups in found:
         for layer, leader in groups.items():

@@ -6,7 +6,7 @@ import zlib
 import torch
 from torch import Tensor
 
-from holdfast.rows import Origin
+from holdfast.rows.origin import Origin
 
 
 class RowChoice:

@@ -8,7 +8,7 @@ from holdfast.curvature.curvature import Curvature
 from holdfast.curvature.offload import PLACES
 from holdfast.errors import HoldfastError
 from holdfast.likelihood import FISHERS
-from holdfast.rows import PER
+from holdfast.rows.origin import PER
 
 
 def check_options(fisher: str, draws: int, per: str, fraction: float, source: Any, kind: type[Curvature]) -> None:

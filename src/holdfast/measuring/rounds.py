@@ -12,16 +12,16 @@ from torch import Tensor
 
 from holdfast.batches import to_device
 from holdfast.errors import HoldfastError
-from holdfast.halves import Halves, Make
 from holdfast.layers import device_of
 from holdfast.likelihood import Items, LabelSampler
-from holdfast.measurement import Summation, Watch, digest
+from holdfast.measuring.halves import Halves, Make
+from holdfast.measuring.measurement import Summation, Watch, digest
+from holdfast.measuring.ranks import PeerError, Ranks, different_data
+from holdfast.measuring.resuming import Checkpoint, Deferred
+from holdfast.measuring.sharding import Post
+from holdfast.measuring.stopping import Extent, Progress
 from holdfast.progress import counted
-from holdfast.ranks import PeerError, Ranks, different_data
-from holdfast.resuming import Checkpoint, Deferred
-from holdfast.sharding import Post
 from holdfast.statistics import GradientsHiddenError, InputsDivergedError
-from holdfast.stopping import Extent, Progress
 
 Saved = tuple[dict[str, Any], dict[str, Tensor]]
 

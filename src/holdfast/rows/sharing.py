@@ -9,7 +9,7 @@ from torch import Tensor
 
 from holdfast.errors import HoldfastError
 from holdfast.layers import LayerKind
-from holdfast.rows import RowSink
+from holdfast.rows.origin import RowSink
 
 
 class InputsDivergedError(RuntimeError):

@@ -14,7 +14,7 @@ from holdfast.curvature.statistic import LayerSize, Reading, Statistic
 from holdfast.errors import HoldfastError
 from holdfast.layers import device_of
 from holdfast.likelihood import Fisher, Items, LabelSampler, passes
-from holdfast.sharding import Post, Routed
+from holdfast.measuring.sharding import Post, Routed
 from holdfast.statistics import GradientsHiddenError, InputsDivergedError, Recorder
 
 
@@ -35,7 +35,7 @@ class Watch:
     Attributes:
         share: layers that are given the same tensor share their sums over it.
         stems: outputs of modules that are no target require a gradient.
-        groups: which layers share, where it is known before the first batch (`holdfast.sharing`).
+        groups: which layers share, where it is known before the first batch (`holdfast.rows.sharing`).
     """
 
     share: bool = True

@@ -5,12 +5,12 @@ from collections.abc import Callable, Mapping, Sequence
 
 from torch import Tensor
 
-from holdfast.accumulation import groups_together, on_first_rank, over_ranks, parts, taken_in
-from holdfast.agreement import agreement
 from holdfast.likelihood import LabelSampler
-from holdfast.measurement import Summation, Watch
-from holdfast.ranks import Ranks
-from holdfast.sharding import Post
+from holdfast.measuring.accumulation import groups_together, on_first_rank, over_ranks, parts, taken_in
+from holdfast.measuring.agreement import agreement
+from holdfast.measuring.measurement import Summation, Watch
+from holdfast.measuring.ranks import Ranks
+from holdfast.measuring.sharding import Post
 from holdfast.statistics import InputsDivergedError
 
 Make = Callable[[Watch, Post | None], Summation]
@@ -66,7 +66,7 @@ class Halves:
         self.groups = together
 
     def agreement(self, items: Sequence[int]) -> float:
-        """See `holdfast.agreement.agreement`."""
+        """See `holdfast.measuring.agreement.agreement`."""
         self._follow()
         owners, rank = self.owners, self.ranks.rank
         owned = None if owners is None else (lambda layer: owners[layer] == rank)

@@ -12,8 +12,8 @@ from holdfast.curvature.statistic import LayerSize, Reading, Statistic
 from holdfast.errors import HoldfastError
 from holdfast.layers import device_of
 from holdfast.likelihood import Items
-from holdfast.ranks import Op, Ranks
-from holdfast.rows import Origin
+from holdfast.measuring.ranks import Op, Ranks
+from holdfast.rows.origin import Origin
 from holdfast.statistics import sharing_in
 
 Call = tuple[tuple[Tensor, ...], Origin | None]

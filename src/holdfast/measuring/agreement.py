@@ -5,11 +5,11 @@ from collections.abc import Callable, Collection, Sequence
 import torch
 from torch import Tensor
 
-from holdfast.accumulation import copied, over_ranks, parts
 from holdfast.curvature.curvature import Curvature
 from holdfast.curvature.statistic import Statistic
-from holdfast.measurement import Summation
-from holdfast.ranks import Ranks
+from holdfast.measuring.accumulation import copied, over_ranks, parts
+from holdfast.measuring.measurement import Summation
+from holdfast.measuring.ranks import Ranks
 
 LEADING = 4  # directions of each layer
 STEPS = 5  # of power iteration

@@ -13,12 +13,12 @@ from holdfast.curvature.curvature import Curvature
 from holdfast.curvature.statistic import LayerSize, Reading
 from holdfast.errors import HoldfastError
 from holdfast.likelihood import Items
-from holdfast.measurement import Measurement, Sampling, Summation, Watch
-from holdfast.ranks import Ranks, different_data
-from holdfast.resuming import Checkpoint, identity
-from holdfast.rounds import Pass
-from holdfast.sharding import check_shardable, finished, groups_in, owners_of
-from holdfast.stopping import Extent
+from holdfast.measuring.measurement import Measurement, Sampling, Summation, Watch
+from holdfast.measuring.ranks import Ranks, different_data
+from holdfast.measuring.resuming import Checkpoint, identity
+from holdfast.measuring.rounds import Pass
+from holdfast.measuring.sharding import check_shardable, finished, groups_in, owners_of
+from holdfast.measuring.stopping import Extent
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Measured:
         items: scored.
         data_sha256: of the batches.
         agreement: relative standard error of q along leading directions, where the halves were compared
-            (`holdfast.agreement`); of two passes the larger.
+            (`holdfast.measuring.agreement`); of two passes the larger.
     """
 
     curvatures: dict[str, Curvature]

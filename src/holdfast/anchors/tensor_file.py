@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from holdfast.packing import Piece
+from holdfast.anchors.packing import Piece
 
 NAMES = {
     torch.float64: "F64",
