@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 
 from holdfast import catalogue
@@ -103,11 +103,15 @@ def table(plan: Plan) -> Table:
 
 
 def choices(shapes: Shapes, reading: Reading | None = None) -> list[Choice]:
-    """What every kind of curvature takes, and those with two sides in every storage that makes a difference."""
+    """What every kind of curvature takes, and those with two sides in every storage that makes a difference.
+
+    Each is read as suits it, per token or per sequence, whatever `reading` says of that.
+    """
     found = []
     for name in catalogue.names("curvature"):
         kind = catalogue.curvature(name)
-        plans = {storage: make(shapes, kind, reading, storage=storage) for storage in STORAGES}
+        suited = replace(reading or Reading(), per=kind.per)
+        plans = {storage: make(shapes, kind, suited, storage=storage) for storage in STORAGES}
         least = plans[STORAGES[-1]].total
         for storage, plan in plans.items() if plans[STORAGES[0]].sided else [("", plans[STORAGES[0]])]:
             if storage in ("", STORAGES[-1]) or plan.total.used > least.used:  # else it is the last one, in disguise
