@@ -109,7 +109,7 @@ def measure(
     extent, first, passes = Extent(max_items, until), None, []
     with Ranks.present() as ranks:
         task = _Task(reader, layers, sizes, reading, sampling, by, ranks)
-        stored = None if checkpoint is None else Checkpoint(checkpoint, _settings(task, kind, extent, shard))
+        stored = None if checkpoint is None else _opened(checkpoint, task, _settings(task, kind, extent, shard))
         if shard and ranks.world > 1:
             batches = _share_out(task, kinds, batches)
         for number, one in enumerate(kinds, start=1):
@@ -142,6 +142,17 @@ def measure(
     known = [one for one in found if one is not None]
     last = passes[-1]
     return Measured(curvatures, sum(last.progress.items), last.digest.hexdigest(), max(known, default=None))
+
+
+def _opened(folder: Path, task: _Task, settings: dict[str, Any]) -> Checkpoint:
+    found: list[Checkpoint] = []
+
+    def make() -> tuple[()]:
+        found.append(Checkpoint(folder, settings, writes=task.ranks.first))
+        return ()
+
+    task.ranks.together(make)
+    return found[0]
 
 
 def _check_shard(kinds: Sequence[type[Curvature]], by: type) -> None:

@@ -32,17 +32,19 @@ class Checkpoint:
     Args:
         folder: made if need be.
         settings: everything that decides what the sums become; a checkpoint of other settings is refused.
+        writes: whether this process does so; of several that measure together one does.
 
     Raises:
         HoldfastError: a folder that can't be written to.
     """
 
-    def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
+    def __init__(self, folder: Path, settings: dict[str, Any], *, writes: bool = True) -> None:
         self.folder = folder
         self.settings: dict[str, Any] = json.loads(json.dumps(settings))
-        require_folder(folder)
-        require_writable(folder)
-        self._next, self._pause = time.monotonic() + EVERY, EVERY
+        if writes:
+            require_folder(folder)
+            require_writable(folder)
+        self._next = time.monotonic() + EVERY
 
     @property
     def due(self) -> bool:
