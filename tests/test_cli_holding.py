@@ -165,3 +165,7 @@ def test_an_anchor_that_only_forecasts(place, anchor, diagonal, tmp_path):  # no
 
 def test_a_forecast_without_an_anchor_is_refused(place, diagonal, tmp_path):  # noqa: F811
     refused(*tune(place, tmp_path, "--forecast", diagonal), says=["no anchor is named"])
+
+
+def test_a_rank_that_nothing_has_is_refused(place, tmp_path):  # noqa: F811
+    refused(*tune(place, tmp_path, "--method", "full", "--rank", 4), says=["--rank 4", "has none", "leave it out"])

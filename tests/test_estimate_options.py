@@ -6,6 +6,7 @@ import pytest
 import torch
 from laws import dense
 from networks import NETWORKS, Batch, Network
+from peft import PrefixTuningConfig, get_peft_model
 from torch import Tensor, nn
 from torch.testing import assert_close
 
@@ -15,6 +16,7 @@ from holdfast.curvature.moments import GradientMoment, InputMoment
 from holdfast.curvature.statistic import LayerSize, Reading
 from holdfast.errors import HoldfastError
 from holdfast.likelihood import LabelSampler
+from holdfast.targets import select
 
 BFLOAT16 = 2**-6  # of the norm: products rounded to 8 bits
 STANDARD_ERRORS = 4  # of a mean over drawn subsets of rows
@@ -167,3 +169,16 @@ def test_the_item_is_what_the_labels_say(name: str, item: str) -> None:
     network = NETWORKS[name]
     anchor = Anchor.estimate(network.build(), network.batches(2), progress=False)
     assert anchor.facts["item"] == item
+
+
+def test_a_number_of_examples_nobody_keeps_is_refused() -> None:
+    network = NETWORKS["mlp"]
+    with pytest.raises(HoldfastError, match="stores none"):
+        anchor_of(network, network.batches(2), keep=3)
+    assert "kronecker" in repr(anchor_of(network, network.batches(2)))
+
+
+def test_layers_under_a_prompt_have_the_bare_model_s_names() -> None:
+    network = NETWORKS["llama"]
+    prompted = get_peft_model(network.build(), PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2))
+    assert list(select(prompted)) == list(select(network.build()))

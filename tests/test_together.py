@@ -87,3 +87,12 @@ def test_an_anchor_that_only_forecasts() -> None:
     assert_close(told(), held(), **EXACT)
     assert_close(told.predicted_forgetting, other.predicted_forgetting, rtol=1e-12, atol=0)
     assert blind.predicted_forgetting is None
+
+
+def test_the_model_comes_first() -> None:
+    model = adapt("lora", LLAMA)
+    anchor = anchor_of("llama", "kronecker")
+    with pytest.raises(HoldfastError, match=r"wanted.*Penalty\(model, anchor"):
+        Penalty(anchor, model)
+    with pytest.raises(HoldfastError, match=r"wanted.*Together\(model, terms"):
+        Together([Penalty(model, anchor)], model)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from holdfast import catalogue
 from holdfast.anchors import file as anchor_file
 from holdfast.anchors import merging
-from holdfast.anchors.options import check_finite, check_options, check_place, foreign_model
+from holdfast.anchors.options import check_finite, check_keep, check_options, check_place, foreign_model
 from holdfast.batches import batches_of
 from holdfast.curvature.curvature import Curvature
 from holdfast.curvature.offload import Place
@@ -30,7 +30,7 @@ from holdfast.rows.origin import Per
 from holdfast.targets import Targets
 
 
-@dataclass
+@dataclass(repr=False)
 class Anchor:
     """Layer name -> curvature, with the identity of the weights it was measured at.
 
@@ -43,6 +43,9 @@ class Anchor:
     fisher: Fisher | None
     items: int
     facts: dict[str, Any] = field(default_factory=dict)  # base model, item unit, data fingerprint, ...
+
+    def __repr__(self) -> str:
+        return f"Anchor({self.kind}, {len(self.curvatures)} layers, {self.items} items, fisher={self.fisher!r})"
 
     @classmethod
     def estimate(
@@ -130,6 +133,7 @@ class Anchor:
         """
         kind = catalogue.curvature(curvature)
         check_options(fisher, draws, per or kind.per, fraction, source, kind)
+        check_keep(keep, kind)
         check_extent(until, checkpoint, shard, kind)
         check_place(offload)
         parts = select_parts(model, targets, space)
@@ -187,11 +191,12 @@ class Anchor:
         for name, known in anchored.items():
             if name not in parts:
                 raise self.foreign(f"the anchored layer {name!r} is not in the model")
-            weight = parts[name].tensor
+            weight, parameter = parts[name].tensor, parts[name].parameter
+            whole = name if name.endswith(f".{parameter}") else f"{name}.{parameter}"
             if list(weight.shape) != known["shape"]:
-                raise self.foreign(f"{name}.weight has shape {tuple(weight.shape)}, anchored {tuple(known['shape'])}")
+                raise self.foreign(f"{whole} has shape {tuple(weight.shape)}, anchored {tuple(known['shape'])}")
             if not identical(weight, known):
-                raise self.foreign(f"{name}.weight differs from the anchored weight")
+                raise self.foreign(f"{whole} differs from the anchored weight")
 
     @property
     def space(self) -> Space:

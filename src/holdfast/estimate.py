@@ -12,7 +12,7 @@ import torch
 from holdfast import catalogue
 from holdfast.anchor import Anchor
 from holdfast.anchors.file import check_destination
-from holdfast.anchors.options import check_options
+from holdfast.anchors.options import check_keep, check_options
 from holdfast.anchors.recipe import AnchorRecipe
 from holdfast.batches import Row, collate
 from holdfast.curvature.curvature import Curvature
@@ -199,3 +199,4 @@ def check(recipe: AnchorRecipe) -> None:
         )
     check_extent(recipe.until, None, recipe.shard, kind)
     check_options(recipe.fisher, recipe.draws, recipe.per or kind.per, recipe.fraction, recipe.source, kind)
+    check_keep(recipe.keep, kind)

@@ -9,7 +9,7 @@ from torch import nn
 
 from holdfast import catalogue
 from holdfast.anchor import Anchor
-from holdfast.anchors.options import check_options
+from holdfast.anchors.options import check_keep, check_options
 from holdfast.batches import collate
 from holdfast.errors import HoldfastError
 from holdfast.fingerprint import fingerprint
@@ -144,6 +144,7 @@ def _check_measured(recipe: TuneRecipe, curvature: str) -> None:
             f"--curvature {curvature} is not measured on data, and {', '.join(idle)} says how",
             remedy="leave it out",
         )
+    check_keep(recipe.keep, kind)
     check_options(recipe.fisher, recipe.draws, recipe.per or kind.per, 1.0, recipe.source if reads else None, kind)
 
 

@@ -40,6 +40,10 @@ def tune(recipe: TuneRecipe, out: Path, *, resume: bool = False, say: Say = prin
             to resume in, NaN losses, no space.
     """
     tuner, holding = catalogue.tuner(recipe.method)(), Holding(recipe, say)
+    if not tuner.ranked and (key := next(filter(recipe.changed, ("rank", "alpha")), None)):
+        raise HoldfastError(
+            f"--{key} {getattr(recipe, key)}: --method {recipe.method} has none", remedy="leave it out"
+        )
     with output_folder(out):
         checkpoint = _checkpoint(recipe, out, say) if resume else None
         base, tokenizer = load_model(recipe.model, recipe.dtype), load_tokenizer(recipe.model)

@@ -6,6 +6,7 @@ import torch
 
 from holdfast.curvature.curvature import Curvature
 from holdfast.curvature.offload import PLACES
+from holdfast.curvature.statistic import Reading
 from holdfast.errors import HoldfastError
 from holdfast.likelihood import FISHERS
 from holdfast.rows.origin import PER
@@ -40,6 +41,15 @@ def check_options(fisher: str, draws: int, per: str, fraction: float, source: An
     if not kind.statistics() and source is not None:
         raise HoldfastError(
             f"curvature {kind.kind!r} needs no source data, and some was given", remedy="leave the source out"
+        )
+
+
+def check_keep(keep: int, kind: type[Curvature]) -> None:
+    """Raise HoldfastError where a number of examples is asked for and none are kept."""
+    if keep != Reading().keep and not kind.keeps:
+        raise HoldfastError(
+            f"keep={keep} is how many examples are stored, and curvature {kind.kind!r} stores none",
+            remedy="leave it out, or choose curvature='samples' or 'samples-joint'",
         )
 
 

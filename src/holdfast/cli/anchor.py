@@ -182,7 +182,10 @@ def _measure(settings: Any, out: Path, resume: bool, as_json: bool) -> None:
         print_json(facts)
         return
     _say(facts, f"in {facts['seconds']:.1f} s")
-    say(f"Use it: holdfast tune --model {settings.model} --target DATA --anchor {out} --strength 1 --out OUT")
+    if settings.until is not None and facts["agreement"] is not None:
+        reached = "reached" if facts["agreement"] <= settings.until else "not reached: the data ended first"
+        say(f"Known to {facts['agreement']:.3f} along its leading directions ({settings.until} asked for, {reached})")
+    say(f"Use it: holdfast tune --model {settings.model} --target DATA --anchor {out} --strength 4 --out OUT")
 
 
 def _silence(message: str) -> None:

@@ -148,7 +148,8 @@ def _run(settings: Any, out: Path, resume: bool, as_json: bool) -> None:
         print_json(results)
         return
     print_rows(results)
-    say(f"Adapter, results.json and report.html are in {out}")
+    kind = "Adapter" if (out / "adapter").is_dir() else "The tuned model"
+    say(f"{kind}, results.json and report.html are in {out}")
 
 
 def _how_to_go_on(out: Path, save_steps: int) -> str:

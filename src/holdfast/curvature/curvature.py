@@ -32,6 +32,7 @@ class Curvature(ABC):
     linear: ClassVar[bool] = True  # whether `merged` is the sum of the parts for any shares, those of other sums too
     rounds: ClassVar[bool] = True  # whether it stays positive semi-definite in bfloat16 (`holdfast.anchors.packing`)
     ladder: ClassVar[tuple[str, ...]] = LADDER  # storages of its sides, from the best to the smallest
+    keeps: ClassVar[bool] = False  # whether it stores examples, of which `keep` says how many
     after: ClassVar["type[Curvature] | None"] = None  # measured in a pass of its own before this one
 
     @classmethod

@@ -28,6 +28,8 @@ class Stored(Curvature):
         ridge: (1,), added to the diagonal.
     """
 
+    keeps = True
+
     def __init__(
         self,
         inputs: Tensor,

@@ -45,6 +45,10 @@ class Anchored(Regularizer):
         weights: Sequence[float] | None = None,
         forecast: Anchor | None = None,
     ) -> None:
+        if not isinstance(model, nn.Module):
+            raise HoldfastError(
+                f"the model is a {type(model).__name__}", wanted=f"{type(self).__name__}(model, anchor, strength)"
+            )
         check_number("strength", strength)
         check_number("damping", damping)
         self.model, self.strength, self.damping = model, strength, damping

@@ -37,6 +37,8 @@ class Together(Regularizer):
         strength: float = 1.0,
         shares: Sequence[float] | None = None,
     ) -> None:
+        if not isinstance(model, nn.Module):
+            raise HoldfastError(f"the model is a {type(model).__name__}", wanted="Together(model, terms, strength)")
         check_number("strength", strength)
         self.model, self.terms, self.strength = model, list(terms), strength
         self.shares = [1 / len(self.terms) for _ in self.terms] if shares is None else list(shares)

@@ -11,6 +11,7 @@ class Full(Tuner):
 
     name = "full"
     paper = ""
+    ranked = False
 
     def prepare(self, model: nn.Module, targets: Targets, rank: int, alpha: float | None) -> nn.Module:
         layers = select(model, targets)

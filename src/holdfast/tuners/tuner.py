@@ -13,6 +13,7 @@ class Tuner(ABC):
 
     name: ClassVar[str]
     paper: ClassVar[str]
+    ranked: ClassVar[bool] = True  # whether it has a rank and an alpha
 
     @abstractmethod
     def prepare(self, model: nn.Module, targets: Targets, rank: int, alpha: float | None) -> nn.Module:
