@@ -169,3 +169,7 @@ def test_a_forecast_without_an_anchor_is_refused(place, diagonal, tmp_path):  # 
 
 def test_a_rank_that_nothing_has_is_refused(place, tmp_path):  # noqa: F811
     refused(*tune(place, tmp_path, "--method", "full", "--rank", 4), says=["--rank 4", "has none", "leave it out"])
+
+
+def test_prices_of_sizes_under_a_penalty_of_squares_are_refused(place, tmp_path):  # noqa: F811
+    refused(*tune(place, tmp_path, "--source", place.source, "--curvature", "absolute"), says=["--set form=absolute"])
