@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from laws import dense
+from laws import dense, drawn
 from networks import NETWORKS, Batch
 from sometimes import EXPERTS
 from torch import nn
@@ -25,6 +25,7 @@ from holdfast.curvature.curvature import Coupled
 from holdfast.measuring import rounds
 from holdfast.measuring.accumulation import parts
 from holdfast.measuring.measurement import Summation
+from holdfast.shifts.dense import Dense
 
 torch.set_num_threads(1)  # tensors this small are slower on two threads, which spin
 KINDS = [kind for kind in catalogue.names("curvature") if catalogue.curvature(kind).statistics()]
@@ -76,12 +77,17 @@ def measured(one: dict[str, Any]) -> Anchor:
 
 
 def distance(got: Anchor, wanted: Anchor) -> float:
-    """The largest difference of the forms' entries, relative to the largest entry of their layer."""
+    """The largest difference of the forms' entries, relative to the largest of their layer; and of a coupled q."""
     assert list(got.curvatures) == list(wanted.curvatures)
     found = []
     for name, curvature in wanted.curvatures.items():
         form = dense(curvature)
         found.append(float((dense(got.curvatures[name]) - form).abs().max() / form.abs().max()))
+    kind: Any = type(next(iter(wanted.curvatures.values())))
+    if issubclass(kind, Coupled):  # what lies between layers
+        shifts = {name: Dense(drawn(7, *curvature.shape)) for name, curvature in wanted.curvatures.items()}
+        one, other = (float(kind.joint(anchor.curvatures, shifts)) for anchor in (got, wanted))
+        found.append(abs(one - other) / abs(other))
     return max(found)
 
 
@@ -205,6 +211,7 @@ RESUMED: dict[str, dict[str, Any]] = {
     "shard": {"shard": True},
     "two passes": {"curvature": "eigen"},
     "examples": {"curvature": "samples", "fisher": "data"},
+    "neighbours": {"curvature": "tridiagonal"},
     "halves": {"until": 1e-9},
 }
 ALONE: dict[str, Anchor] = {}

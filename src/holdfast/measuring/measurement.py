@@ -87,7 +87,7 @@ class Summation(ABC):
 
     @abstractmethod
     def put(self, old: Statistic, new: Statistic) -> None:
-        """A statistic in another's place."""
+        """A statistic in another's place, when no more rows come: what links it to other layers is in its state."""
 
     @abstractmethod
     def place(self, layer: str) -> torch.device:
@@ -176,7 +176,9 @@ class Measurement(Summation):
         for layer, size in sizes.items():
             own = {name: make(size, reading, first.get(layer)) for name, make in made.items()}
             self._sinks[layer] = {n: s if post is None else post.route(layer, s) for n, s in own.items()}
-        self._link()
+        if issubclass(kind, Coupled):
+            for layer, further in kind.link(self.sums).items():
+                self._sinks[layer] |= further
         targeted = {id(layer) for layer in layers.values()}
         modules = reader.model.modules() if watch.stems else []
         leaves = [m for m in modules if next(m.children(), None) is None and id(m) not in targeted]
@@ -189,11 +191,6 @@ class Measurement(Summation):
             fraction=sampling.fraction,
             seed=sampling.seed,
         )
-
-    def _link(self) -> None:
-        if issubclass(self.kind, Coupled):
-            for layer, further in self.kind.link(self.sums).items():
-                self._sinks[layer] |= further
 
     @property
     def sums(self) -> dict[str, dict[str, Statistic]]:
@@ -217,7 +214,6 @@ class Measurement(Summation):
     def put(self, old: Statistic, new: Statistic) -> None:
         for sinks in self._sinks.values():
             sinks.update({name: new for name, sink in sinks.items() if sink is old})
-        self._link()
 
     def place(self, layer: str) -> torch.device:
         module: Any = self.layers[layer]
