@@ -13,8 +13,10 @@ import torch
 from torch.testing import assert_close
 
 import holdfast
+from holdfast.anchor import Anchor
 from holdfast.curvature.kronecker import Kronecker
 from holdfast.curvature.statistic import LayerSize, Reading
+from holdfast.errors import HoldfastError
 from holdfast.measuring.ranks import Op, Ranks
 from holdfast.measuring.sharding import owners_of
 
@@ -102,6 +104,12 @@ def test_an_interrupt_on_one_rank_stops_all_and_loses_nothing(name: str, measure
     # batch is looked at before, so the interrupt came a round earlier.
     wanted = {"two passes": [4, 2], "shard": [3, 2]}
     assert [one["batches"] for one in found["ranks"]] == wanted.get(name, [1, 0])
+
+
+def test_what_another_rank_holds_is_not_saved(tmp_path: Path) -> None:
+    with pytest.raises(HoldfastError, match="save it on rank 0"):
+        Anchor({}, {}, "kronecker", "sampled", 5).save(tmp_path / "anchor")
+    assert not (tmp_path / "anchor").exists()
 
 
 def test_one_process_alone_is_all_ranks() -> None:

@@ -39,8 +39,14 @@ def save(anchor: "Anchor", folder: Path, dtype: torch.dtype | None = None) -> No
             semi-definite and its diagonal exact (see `holdfast.anchors.packing`).
 
     Raises:
-        HoldfastError: another dtype, a folder of other things, no space.
+        HoldfastError: another dtype, a folder of other things, no space, an anchor that another rank holds.
     """
+    if not anchor.curvatures:
+        raise HoldfastError(
+            "this anchor holds no curvature",
+            causes=["it was measured with shard=True, and rank 0 alone holds what was measured"],
+            remedy="save it on rank 0",
+        )
     if dtype not in STORAGES:
         raise HoldfastError(f"an anchor can't be stored as {dtype}", wanted="torch.float32 or torch.bfloat16")
     if dtype is torch.bfloat16 and not all(curvature.rounds for curvature in anchor.curvatures.values()):
