@@ -50,7 +50,7 @@ def test_an_interrupted_measurement_goes_on(kind: str, name: str, tmp_path: Path
         {"fraction": 0.5},
         {"draws": 2},
         {"per": "sequence", "curvature": "diagonal"},
-        {"max_items": 4},
+        {"max_items": 9},
         {"until": 1e-9},
         {"until": 1e-9, "curvature": "eigen"},
         {"offload": "cpu"},

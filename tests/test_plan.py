@@ -81,8 +81,9 @@ def tiny() -> Shapes:
 def test_the_plan_is_what_is_held(kind: str, storage: str) -> None:
     """Every tensor once; counts, scales and what fills blocks up are no part of the plan."""
     network, reading = NETWORKS["llama"], Reading(keep=5)
+    keep = {"keep": 5} if catalogue.curvature(kind).keeps else {}
     anchor = Anchor.estimate(
-        network.build(), network.batches(2), curvature=kind, keep=5, storage=storage, per="token", progress=False
+        network.build(), network.batches(2), curvature=kind, storage=storage, per="token", progress=False, **keep
     )
     held = {}
     for curvature in anchor.curvatures.values():

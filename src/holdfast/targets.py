@@ -24,7 +24,7 @@ def canonical(name: str) -> str:
 def base_layers(model: nn.Module) -> dict[str, Any]:
     """Canonical name -> module, for every layer of a known kind; adapters' own modules left out."""
     inner: Any = getattr(model, "base_model", None)
-    if hasattr(model, "peft_config") and not hasattr(inner, "peft_config"):
+    if hasattr(model, "get_base_model") and not hasattr(inner, "peft_config"):
         model = inner  # PEFT's prompt methods stand around the model itself, without a tuner between
     modules = dict(model.named_modules())
     # What each wrapper of PEFT stands around: an adapted layer, or one that is trained as a copy (modules_to_save).
