@@ -18,6 +18,7 @@ from holdfast.measuring.parameters import sequences_of
 from holdfast.parts import select_parts
 from holdfast.penalties.quadratic import Penalty
 
+MONTE_CARLO = 0.2  # of a sum over drawn labels and random signs: seeds differ by 0.06
 LORA = [
     (f, n) for f in ("lora", "patterns", "two", "lora-fa") for n in ("mlp", "conv2d", "twice", "llama", "bert-tokens")
 ]
@@ -62,9 +63,9 @@ def test_draws_and_the_exact_expectation_reach_plain_parameters() -> None:
     model = move(adapted_by("ia3"), 0.1)
     options = {"per": "sequence", "curvature": "diagonal", "space": "adapter", "progress": False}
     exact = diagonals(Anchor.estimate(model, batches(LLAMA), fisher="exact", **options))
-    many = diagonals(Anchor.estimate(model, batches(LLAMA), draws=3000, **options))
+    many = diagonals(Anchor.estimate(model, batches(LLAMA), draws=300, **options))
     joined = [torch.cat(list(one.values())) for one in (many, exact)]
-    assert_close(joined[0].sum(), joined[1].sum(), rtol=0.15, atol=0)  # random signs and drawn labels: Monte Carlo
+    assert_close(joined[0].sum(), joined[1].sum(), rtol=MONTE_CARLO, atol=0)
 
 
 @pytest.mark.parametrize("flavour", ["lora", "dora"])
