@@ -35,18 +35,27 @@ from holdfast.tasks import prose
 
 STEPS = 100
 ANSWERS = 256  # tokens of a GSM8K pair at most
+GSM8K_STRENGTHS = 0.25  # of those for code
 GSM8K = (
-    "early stopping", "low learning rate", "weight decay", "replay", "distill, own text", "identity", "diagonal",
-    "kronecker", "kronecker, damping 0.1",
+    "early stopping", "low learning rate", "weight decay", "MLP only", "frozen A", "replay", "distill, own text",
+    "distill, source text", "identity", "diagonal", "rank-one", "kronecker", "kronecker, damping 0.1", "tracekron",
+    "eigen", "tridiagonal", "samples", "samples-joint", "adapter diagonal", "adapter kronecker",
 )  # fmt: skip
-DROPPED = ("history", "per_layer", "samples", "validation")  # of a run's row: long, or not of the test part
+DROPPED = (
+    "history",
+    "per_layer",
+    "predicted_forgetting",
+    "samples",
+    "validation",
+)  # of a run's row: not what this asks
 
 
 def main() -> None:
     """Run what is not on record yet, and write or print."""
     options = arguments()
     common, work = workload(options)
-    chosen = [m for m in frontier_cases.methods(options.steps) if wanted(m.name, options)]
+    share = GSM8K_STRENGTHS if options.gsm8k else 1.0
+    chosen = [m for m in frontier_cases.methods(options.steps, share) if wanted(m.name, options)]
     jobs = [(m.name, hold, seed) for seed in range(options.seeds) for m in chosen for hold in m.holds]
     rows = run(common, work, jobs, record_of(options), options.processes)
     result = compared(chosen, jobs, rows)
@@ -75,8 +84,11 @@ def wanted(name: str, options: argparse.Namespace) -> bool:
 
 
 def record_of(options: argparse.Namespace) -> Path | None:
-    """Where finished runs are kept."""
-    return None if options.json is None else options.json.with_suffix(".jsonl")
+    """Where finished runs are kept; its folder is made before anything is run."""
+    if options.json is None:
+        return None
+    options.json.parent.mkdir(parents=True, exist_ok=True)
+    return options.json.with_suffix(".jsonl")
 
 
 def workload(options: argparse.Namespace) -> tuple[ComparisonSettings, Workload]:

@@ -66,6 +66,12 @@ def test_the_plan_of_a_known_model():
     small = succeeded("anchor", "--plan", "--model", "llama-3.1-8b", "--memory", "20GiB", "--json").json
     assert 19 * 2**30 < small["total"]["used"] <= small["budget"] == 20 * 2**30
     assert small["choices"] == done["choices"]
+    shown = succeeded("anchor", "--plan", "--model", "llama-3.1-8b").out
+    assert "layers below model.layers.0-31" in shown
+    assert [line.split()[0] for line in shown.splitlines() if "_proj" in line] == [
+        "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj",
+        "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj",
+    ]  # fmt: skip
 
 
 def test_a_budget_is_planned_before_time_is_spent(place, tmp_path, out):  # noqa: F811

@@ -1,6 +1,7 @@
 """The plan of an anchor as tables: what each layer takes and how it is kept, and what other choices would take."""
 
 from dataclasses import asdict
+from itertools import takewhile
 from typing import Any
 
 from rich.console import Console
@@ -57,22 +58,43 @@ def _text(size: int | None) -> str:
 
 def _print(table: Any, where: Console) -> None:
     budget = "" if table.budget is None else f", of {text_of(table.budget)}"
+    stem = _stem([row.layers for row in table.rows])
+    below = f"; layers below {stem.removesuffix('.')}" if stem else ""
+    lines = [
+        {
+            "layers": row.layers.removeprefix(stem),
+            "each": f"{row.out} x {row.inn}",
+            "inputs": "shared" if row.shares else row.inputs or "-",
+            "gradients": row.gradients or "-",
+            **_sizes(row.bytes, table.total),
+        }
+        for row in table.rows
+    ]
+    header = list(lines[0])
     print_table(
-        f"Plan: {table.kind}, {text_of(max(table.total.measured, table.total.used))} in memory{budget}",
-        ["layers", "each", "inputs", "gradients", "measuring", "finished", "file"],
-        [
-            [
-                row.layers,
-                f"{row.out} x {row.inn}",
-                "shared" if row.shares else row.inputs or "-",
-                row.gradients or "-",
-                *map(text_of, (row.bytes.measured, row.bytes.used, row.bytes.stored)),
-            ]
-            for row in table.rows
-        ]
-        + [["all", "", "", "", *map(text_of, (table.total.measured, table.total.used, table.total.stored))]],
+        f"Plan: {table.kind}, {text_of(max(table.total.measured, table.total.used))} in memory{budget}{below}",
+        header,
+        [*(list(line.values()) for line in lines), ["all", "", "", "", *_sizes(table.total, table.total).values()]],
         right=4,
         where=where,
     )
     for note in table.notes:
         say(note, strong="note: ")
+
+
+def _stem(names: list[str]) -> str:
+    """What all names begin with, up to a dot: said once, since narrow terminals would break every name."""
+    split = [name.split(".")[:-1] for name in names]
+    shared = takewhile(lambda parts: len(set(parts)) == 1, zip(*split, strict=False))
+    return "".join(f"{parts[0]}." for parts in shared)
+
+
+def _sizes(bytes_: Any, total: Any) -> dict[str, str]:
+    """Measuring and finished apart only where they differ in the whole plan."""
+    if total.measured == total.used:
+        return {"memory": text_of(bytes_.used), "file": text_of(bytes_.stored)}
+    return {
+        "measuring": text_of(bytes_.measured),
+        "finished": text_of(bytes_.used),
+        "file": text_of(bytes_.stored),
+    }
