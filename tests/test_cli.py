@@ -147,6 +147,25 @@ def test_ways_of_holding_on(place, anchor, tmp_path, way):  # noqa: F811
         AutoModelForCausalLM.from_pretrained(tmp_path / "model")
 
 
+def test_another_method_in_the_same_folder_leaves_no_stale_result(place, tmp_path):  # noqa: F811
+    succeeded(*tune(place, tmp_path))
+    assert (tmp_path / "adapter").is_dir()
+    done = succeeded(*tune(place, tmp_path, "--method", "full", "--targets", "q_proj"))
+    assert "The tuned model, results.json and report.html are in" in done.err
+    assert not (tmp_path / "adapter").exists()
+    whole = succeeded("evaluate", "--model", place.model, "--adapter", tmp_path / "model", "--source", place.source,
+                      *LENGTH, "--json").json["rows"][0]  # fmt: skip
+    assert whole["method"] == "model"
+    assert whole["source_after"] != whole["source_before"]
+
+
+def test_a_model_alone_has_no_before_and_after(place):  # noqa: F811
+    shown = succeeded("evaluate", "--model", place.model, "--source", place.source, *LENGTH).out
+    assert "perplexity" in shown
+    assert "change" not in shown
+    assert "target" not in shown
+
+
 def test_every_kind_of_data(place, tmp_path):  # noqa: F811
     (tmp_path / "folder").mkdir()
     for number, sentence in enumerate(SENTENCES * 3):

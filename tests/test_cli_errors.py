@@ -158,7 +158,7 @@ def test_options(place, anchor, out, case):  # noqa: F811
 
 def test_adapters(place, tmp_path):  # noqa: F811
     asked = ("evaluate", "--model", place.model, "--target", place.target, *LENGTH, "--adapter")
-    refused(*asked, place.model, says=["is not a PEFT adapter: adapter_config.json is missing", "OUT/adapter"])
+    refused(*asked, place.path, says=["is not a PEFT adapter: adapter_config.json is missing", "OUT/adapter"])
     succeeded(*tune(place, tmp_path / "out", "--targets", "q_proj"))
     path = tmp_path / "out" / "adapter" / "adapter_model.safetensors"
     tensors = load_file(path)

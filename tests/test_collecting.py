@@ -18,6 +18,7 @@ from holdfast.curvature.moments import InputMoment
 from holdfast.curvature.statistic import LayerSize, Reading
 from holdfast.errors import HoldfastError
 from holdfast.measuring.agreement import LEADING, split_error
+from holdfast.measuring.halves import Halves
 
 MEASURED = [kind for kind in catalogue.names("curvature") if catalogue.curvature(kind).statistics()]
 CONVERGED = 0.03  # relative: five steps of power iteration on a spectrum that falls by half
@@ -106,12 +107,26 @@ def test_it_stops_as_soon_as_two_comparisons_agree(kind: str) -> None:
     assert whole.facts["agreement"] is None
 
 
+def test_one_comparison_that_agrees_may_be_chance(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = iter([0.01, 0.9, 0.01, 0.02, 0.9])
+    monkeypatch.setattr(Halves, "agreement", lambda self, items: next(told))
+    network = NETWORKS["llama"]
+    stopped = anchor_of(network, network.batches(1, network.rows * 8), until=0.5)
+    assert stopped.facts["agreement"] == 0.02
+
+
+def test_a_limit_that_stopped_it_first_is_named() -> None:
+    network = NETWORKS["llama"]
+    with pytest.warns(UserWarning, match=r"max_items=4 stopped it after .* A larger max_items would"):
+        anchor_of(network, network.batches(1), until=1e-9, max_items=4)
+
+
 @pytest.mark.parametrize("kind", MEASURED)
 @pytest.mark.parametrize("network", NETWORKS.values(), ids=NETWORKS)
 def test_two_halves_are_the_whole(kind: str, network: Network) -> None:
     if kind == "samples-joint" and network.name in ("conv1d", "conv2d", "dilated"):
         pytest.skip("rows of layers with strides are not the same")
-    with pytest.warns(UserWarning, match="before two halves of it agreed"):
+    with pytest.warns(UserWarning, match="before two halves agreed"):
         halves = anchor_of(network, network.batches(1), curvature=kind, until=1e-12)
     same(halves, anchor_of(network, network.batches(1), curvature=kind))
 
@@ -128,7 +143,7 @@ def test_data_that_end_first_are_told_with_what_they_reached() -> None:
 def test_a_limit_comes_first() -> None:
     network = NETWORKS["llama"]
     batches = network.batches(1, network.rows * 8)
-    with pytest.warns(UserWarning, match="ended after"):
+    with pytest.warns(UserWarning, match="stopped it after"):
         limited = anchor_of(network, batches, until=1e-12, max_items=20)
     same(limited, anchor_of(network, batches, max_items=20))
 

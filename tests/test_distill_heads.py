@@ -9,15 +9,17 @@ from adapted import move
 from heads import HEADS, Head, together
 from laws import EXACT
 from networks import NETWORKS
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PrefixTuningConfig, PromptTuningConfig, get_peft_model
 from penalising import STRENGTH, gradients_of
 from torch import Tensor, nn
 from torch.testing import assert_close
 
+from holdfast.anchor import Anchor
 from holdfast.errors import HoldfastError
 from holdfast.likelihoods.gaussian import Gaussian
 from holdfast.penalties.distill import Distill
 from holdfast.penalties.replay import Replay
+from holdfast.pretrained import teaching
 
 LENGTHENS = ("llama-prefix", "llama-prompt")  # their virtual tokens speak from the first step on
 LABELLED = {name: head for name, head in HEADS.items() if "labels" in head.rows[0]}
@@ -242,3 +244,27 @@ def test_unlabelled_inputs_can_not_be_rehearsed() -> None:
     head = HEADS["vit"]
     with pytest.raises(HoldfastError, match="no labels to rehearse"):
         Replay(head.adapted(), [without_labels(head.batch())])
+
+
+@pytest.mark.parametrize("task", ["SEQ_CLS", "TOKEN_CLS", "FEATURE_EXTRACTION"])
+@pytest.mark.parametrize("config", [PrefixTuningConfig, PromptTuningConfig])
+def test_prompts_on_heads_that_do_not_generate_can_be_switched_off(task: str, config: Any) -> None:
+    name = {"SEQ_CLS": "bert-sequence", "TOKEN_CLS": "bert-tokens", "FEATURE_EXTRACTION": "bert-encoder"}[task]
+    head, base = HEADS[name], HEADS[name].build()
+    wanted = base(**without_labels(head.batch()))[0].detach()
+    model = get_peft_model(base, config(num_virtual_tokens=2, task_type=task))
+    with teaching(model), torch.no_grad():
+        assert_close(model(**without_labels(head.batch()))[0], wanted, rtol=0, atol=0)
+    assert "forward" not in vars(model)
+    if head.item != "position":  # an encoder alone has no likelihood
+        assert len(Anchor.estimate(model, [head.batch()], targets=["query"], progress=False).curvatures) == 1
+
+
+@pytest.mark.parametrize("on", [None, "features"])
+def test_answers_stored_of_recordings_that_are_padded_unseen_are_refused(on: Any) -> None:
+    model = HEADS["wav2vec2-ctc"].adapted()
+    sounds = [{"input_values": torch.randn(2, length, dtype=torch.float64)} for length in (64, 80)]
+    with pytest.raises(HoldfastError, match="without an attention_mask"):
+        Distill(model, sounds, 1.0, on=on, top_k=2, progress=False)
+    Distill(model, sounds[:1], 1.0, on=on, top_k=2, progress=False)
+    Distill(model, sounds, 1.0, on=on, progress=False)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from holdfast.anchor import Anchor
+from holdfast.likelihood import LabelSampler
 from holdfast.targets import select
 
 APART = 0.1  # relative Frobenius distance of eigen from Kronecker where inputs and gradients depend on each other
@@ -125,3 +126,19 @@ def test_the_same_as_kronecker_for_independent_inputs_and_gradients(kind: str) -
     options: dict[str, Any] = {"targets": ["0"], "fisher": "data", "forward_loss": squared_error, "progress": False}
     found, wanted = (Anchor.estimate(model, [batch], curvature=one, **options) for one in (kind, "kronecker"))
     assert_close(dense(found.curvatures["0"]), dense(wanted.curvatures["0"]), **EXACT)
+
+
+def test_both_passes_draw_the_same_labels(monkeypatch: pytest.MonkeyPatch) -> None:
+    labels: list[Tensor] = []
+    draw = LabelSampler.draw
+
+    def noted(probabilities: Tensor, uniform: Tensor) -> Tensor:
+        labels.append(draw(probabilities, uniform))
+        return labels[-1]
+
+    monkeypatch.setattr(LabelSampler, "draw", staticmethod(noted))
+    batches = NETWORKS["llama"].batches(2)
+    anchor_of(NETWORKS["llama"], "eigen", batches, fisher="sampled")
+    assert len(labels) == 2 * len(batches)
+    assert_close(labels[: len(batches)], labels[len(batches) :], rtol=0, atol=0)
+    assert len(torch.cat(labels).unique()) > 1

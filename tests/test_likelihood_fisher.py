@@ -229,3 +229,12 @@ def test_low_precision_outputs_get_gradients_of_their_own(make: Make) -> None:
     assert_close(near.loss().double(), exact.loss(), rtol=BFLOAT16, atol=BFLOAT16)
     assert {g.dtype for g in near.drawn_gradients(uniforms(), 2)} == {torch.bfloat16}
     assert_close(near.divergence(near.answers()).double(), torch.zeros((), dtype=torch.float64), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_every_uniform_number_gives_finite_noise(dtype: torch.dtype) -> None:
+    uniform = torch.tensor([0.0, 2.0**-149, 0.5, 1 - 2.0**-24])  # float32's smallest and largest in [0, 1)
+    noise = Gaussian(torch.zeros(4, 1, dtype=dtype), None).noise_gradient(uniform)
+    assert noise.isfinite().all()
+    assert_close(noise[[0, 3]].double(), torch.tensor([5.42, -5.42]).double(), rtol=1e-3, atol=0)
+    assert noise[0] == -noise[3]

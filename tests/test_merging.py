@@ -244,3 +244,39 @@ def test_tasks_stay_on_record_and_do_not_merge(first: Anchor) -> None:
 def test_a_decay_that_is_none_is_refused(first: Anchor, decay: float) -> None:
     with pytest.raises(HoldfastError, match="decay="):
         Anchor.accumulate(first, first, decay)
+
+
+def test_parts_of_one_file_are_refused(first: Anchor) -> None:
+    """What stopped sooner is the beginning of what went on."""
+    network = NETWORKS["llama"]
+    parts = [Anchor.estimate(network.build(), network.batches(2)[:n], progress=False) for n in (1, 2)]
+    for part in parts:
+        part.facts["source"] = {"path": "old.txt", "sha256": "f00d"}
+    with pytest.raises(HoldfastError, match=r"on old\.txt with the same seed"):
+        Anchor.merge(parts)
+    parts[0].facts["seed"] = 1
+    assert Anchor.merge(parts).items == sum(part.items for part in parts)
+
+
+def test_blocks_of_other_sizes_are_refused() -> None:
+    network = NETWORKS["llama"]
+    parts = [
+        Anchor.estimate(network.build(), [batch], storage=storage, progress=False)
+        for batch, storage in zip(network.batches(2), ("blocks:3", "blocks:4"), strict=False)
+    ]
+    with pytest.raises(HoldfastError, match="in blocks of another size"):
+        Anchor.merge(parts)
+
+
+def test_the_rank_of_a_sum_ends_at_the_width() -> None:
+    network = NETWORKS["llama"]
+    tasks = [Anchor.estimate(network.build(), [b], storage="low-rank:3", progress=False) for b in network.batches(1)]
+    tasks *= 2
+    total = tasks[0]
+    for task in tasks[1:]:
+        total = Anchor.accumulate(total, task)
+    for name, curvature in total.curvatures.items():
+        assert isinstance(curvature, TwoSided)
+        tensors = curvature.tensors()
+        roots = [t for key, t in tensors.items() if key.endswith("low-rank")]
+        assert all(root.shape[1] <= root.shape[0] for root in roots), name

@@ -140,11 +140,12 @@ def test_another_factoring_of_the_same_shift_costs_the_same(form: Any, kind: str
 def test_several_anchors_add_up_under_one_form(form: Any, kind: str) -> None:
     model, anchor = adapt("lora", NETWORKS["mlp"]), anchor_of("mlp", kind)
     twice = form(model, [anchor, anchor], STRENGTH, weights=[1.5, 0.5])
-    quadratic = Penalty(model, anchor, 2.0)
+    quadratic = Penalty(model, anchor, 2.0) if form is Root else None
     once = form(model, anchor, STRENGTH)
     move(model)
-    q, wanted = float(quadratic().detach()), 2 * float(once().detach())  # of the first degree: linear in the weights
-    if form is Root:
+    wanted = 2 * float(once().detach())  # of the first degree: linear in the weights
+    if quadratic is not None:
+        q = float(quadratic().detach())
         wanted = STRENGTH * (math.sqrt(2 * q + EPSILON) - math.sqrt(EPSILON))
     assert_close(float(twice().detach()), wanted, rtol=1e-9, atol=0)
 
@@ -164,3 +165,16 @@ def test_weights_that_are_not_priced_are_named_where_the_penalty_is_built(form: 
     with pytest.warns(UserWarning, match="free") as caught:
         form(model, anchor_of("mlp", kind))
     assert caught[0].filename == __file__
+
+
+@pytest.mark.parametrize("form", [Penalty, Root])
+def test_prices_of_sizes_are_no_prices_of_squares(form: Any) -> None:
+    with pytest.raises(HoldfastError, match="prices the size of a move"):
+        form(adapt("lora", NETWORKS["mlp"]), anchor_of("mlp", "absolute"))
+
+
+def test_layers_are_told_apart_by_what_forecasts() -> None:
+    model, anchor, other = adapt("lora", NETWORKS["mlp"]), anchor_of("mlp", "diagonal"), anchor_of("mlp", "kronecker")
+    penalty = Penalty(model, anchor, forecast=other)
+    move(model)
+    assert_close(sum(penalty.per_layer().values()), penalty.predicted_forgetting)

@@ -19,6 +19,7 @@ from holdfast.layers import require_kind
 from holdfast.memory import bytes_of, text_of
 from holdfast.models import shipped
 from holdfast.plan.choosing import WIDEST
+from holdfast.plan.plan import suits
 from holdfast.plan.shapes import Shapes, empty_model, of_config
 from holdfast.plan.table import spanned
 from holdfast.statistics import sharing_in
@@ -81,6 +82,10 @@ def tiny() -> Shapes:
 def test_the_plan_is_what_is_held(kind: str, storage: str) -> None:
     """Every tensor once; counts, scales and what fills blocks up are no part of the plan."""
     network, reading = NETWORKS["llama"], Reading(keep=5)
+    if not suits(plan.make(tiny(), catalogue.curvature(kind), reading), storage):
+        with pytest.raises(HoldfastError, match="nothing that curvature"):
+            plan.make(tiny(), catalogue.curvature(kind), reading, storage=storage)
+        return
     keep = {"keep": 5} if catalogue.curvature(kind).keeps else {}
     anchor = Anchor.estimate(
         network.build(), network.batches(2), curvature=kind, storage=storage, per="token", progress=False, **keep
@@ -94,8 +99,10 @@ def test_the_plan_is_what_is_held(kind: str, storage: str) -> None:
     assert told.facts() == anchor.facts["plan"] | {"bytes": told.bytes}  # without a budget no batch shows who shares
 
 
-@pytest.mark.parametrize("kind", ["kronecker", "diagonal"])
-@pytest.mark.parametrize("storage", ["full", "blocks:60", "low-rank:8"])
+@pytest.mark.parametrize(
+    ("kind", "storage"),
+    [("kronecker", "full"), ("kronecker", "blocks:60"), ("kronecker", "low-rank:8"), ("diagonal", "full")],
+)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_plan_is_what_is_stored(kind: str, storage: str, dtype: torch.dtype, tmp_path: Path) -> None:
     model, source = load_model(str(shipped()), "float32"), [{"input_ids": torch.arange(60).reshape(2, 30)}]
@@ -143,12 +150,15 @@ def test_layers_with_one_input_hold_it_once_and_are_stored_alike() -> None:
 
 
 def test_a_budget_that_nothing_fits_is_refused_with_what_would() -> None:
-    with pytest.raises(HoldfastError, match=r"at least 5046272 bytes .* the budget is 1000000 ") as refused:
+    with pytest.raises(HoldfastError, match=r"at least 5.0 MB \(5046272 bytes\).* budget is 1.0 MB"):
         plan.from_config("llama-3.2-3b", memory="1MB")
-    assert "5046272 bytes or more" in refused.value.remedy
     with pytest.raises(HoldfastError, match="'kronecker'") as refused:
         plan.from_config("llama-3.2-3b", kind="diagonal", memory="6MB")
     assert "rank-one" not in refused.value.remedy
+    with pytest.raises(HoldfastError, match="at least") as refused:
+        plan.from_config("llama-3.2-3b", kind="eigen", memory="2GB")
+    assert "'samples'" in refused.value.remedy
+    assert "joint" not in refused.value.remedy  # it keeps whole sequences: hundreds of gigabytes
     assert plan.from_config("llama-3.2-3b", memory=5_046_272).bytes == 5_046_272
     with pytest.raises(HoldfastError, match="at least"):
         plan.from_config("llama-3.2-3b", memory="1GB", storage="blocks:2048")
@@ -241,3 +251,13 @@ def test_a_configuration_is_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_no_weight_is_made_of_a_configuration() -> None:
     assert {parameter.device.type for parameter in empty_model("llama-3.1-8b").parameters()} == {"meta"}
+
+
+def test_blocks_between_neighbours_that_are_left_out_are_told() -> None:
+    whole = plan.from_config("llama-3.2-3b", kind="tridiagonal")
+    assert whole.notes == ()
+    less = plan.from_config("llama-3.2-3b", kind="tridiagonal", memory="30GB")
+    (note,) = less.notes
+    assert "of 195 blocks between neighbouring layers are left out" in note
+    none = {one.storage for one in plan.choices(of_config("llama-3.2-3b")) if one.kind == "tridiagonal"}
+    assert none == {"full"}  # in smaller sides it would be Kronecker under another name

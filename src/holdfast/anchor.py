@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from holdfast import catalogue
 from holdfast.anchors import file as anchor_file
 from holdfast.anchors import merging
-from holdfast.anchors.options import check_finite, check_keep, check_options, check_place, foreign_model
+from holdfast.anchors.options import check_dtype, check_finite, check_keep, check_options, check_place, foreign_model
 from holdfast.batches import batches_of
 from holdfast.curvature.curvature import Curvature
 from holdfast.curvature.offload import Place
@@ -25,7 +25,7 @@ from holdfast.measuring.parameters import ParameterMeasurement, needs_gradients
 from holdfast.measuring.stopping import check_extent
 from holdfast.parts import Part, Space, frozen_under, parts_in, select_parts, sizes_of
 from holdfast.plan.probing import for_model
-from holdfast.pretrained import at_anchor, at_start
+from holdfast.pretrained import at_anchor, at_start, check_whole
 from holdfast.rows.origin import Per
 from holdfast.targets import Targets
 
@@ -103,8 +103,11 @@ class Anchor:
             max_items: stop after the batch in which this many scored items were seen.
             until: stop as soon as <D, C D> along each layer's leading directions is known to this relative standard
                 error, 0.02 say, told from two halves of the data (`holdfast.measuring.agreement`): twice the memory
-                for sums. A warning says so where the data end first; `facts["agreement"]` holds what was reached.
-            dtype: of the products that make the sums, torch.bfloat16 for instance; sums stay in float32.
+                for sums. Batches go to the halves in turn and are taken for independent: where neighbours are alike
+                (one long document), shuffle them, or the error is told too small. A warning says so where the data
+                end first; `facts["agreement"]` holds what was reached.
+            dtype: that rows are rounded to before they are multiplied, torch.bfloat16 for instance; products and sums
+                are float32 all the same. It saves time where the device multiplies so (CUDA).
             memory: bytes ("4GiB") that the running sums, and then the curvature, may take. Wide factors are kept as
                 low-rank sketches, then smaller ones, then diagonals, until all fit; what was chosen is in
                 `facts["plan"]`, how much of each trace it holds in `facts["captured"]`. The model, a batch and
@@ -129,16 +132,20 @@ class Anchor:
 
         Raises:
             HoldfastError: no data, no matching layer, a layer that no scored item depends on, adapters that changed
-                the base weights, non-finite sums, a memory budget that nothing fits into, no space to offload to.
+                the base weights, non-finite sums, a memory budget that nothing fits into, no space to offload to,
+                parameters that are sharded (FSDP, ZeRO-3).
         """
+        # A rank without a batch would wait for the others' shards.
+        check_whole(model, "anchors", "estimate the anchor before the model is sharded: each rank holds all of it")
         kind = catalogue.curvature(curvature)
-        check_options(fisher, draws, per or kind.per, fraction, source, kind)
         check_keep(keep, kind)
+        check_dtype(dtype)
         check_extent(until, checkpoint, shard, kind)
         check_place(offload)
         parts = select_parts(model, targets, space)
         plain = needs_gradients(parts, kind, per)
         per = per or ("sequence" if plain else kind.per)
+        check_options(fisher, draws, per, fraction, source, kind)
         weights = {name: fingerprint(part.tensor) for name, part in parts.items()}
         base = getattr(getattr(bare(model), "config", None), "_name_or_path", "") or type(bare(model)).__name__
         facts: dict[str, Any] = {"base_model": base, "item": item, "seed": seed, "fraction": fraction}

@@ -1,6 +1,5 @@
 """`holdfast anchor` on the user's own model and data."""
 
-import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -71,7 +70,7 @@ def partial(out: Path) -> Path:
 
 @contextmanager
 def _sums(out: Path, resume: bool) -> Iterator[Path]:
-    """The folder of the sums so far; those of an earlier run are forgotten unless this one goes on from them."""
+    """The folder of the sums so far; hours of an earlier run are not thrown away unasked."""
     folder = partial(out)
     passes = list(folder.glob("pass-*"))
     if resume and not passes:
@@ -83,8 +82,11 @@ def _sums(out: Path, resume: bool) -> Iterator[Path]:
             ],
             remedy="start again without --resume",
         )
-    for earlier in [] if resume else passes:
-        shutil.rmtree(earlier, ignore_errors=True)
+    if passes and not resume:
+        raise HoldfastError(
+            f"an interrupted measurement is kept in {folder}",
+            remedy="go on with it by --resume, or delete that folder to begin anew",
+        )
     try:
         yield folder
     finally:
@@ -162,6 +164,7 @@ def planned(recipe: AnchorRecipe) -> tuple[Plan, Shapes]:
     per = recipe.per or kind.per
     halves = 1 if recipe.until is None else 2
     reading = Reading(_products(recipe), per, recipe.keep, recipe.seed, recipe.offload, recipe.length, halves)
+    _check_storage(recipe, kind)
     shapes = of_config(recipe.model, recipe.targets)
     return make(shapes, kind, reading, memory=recipe.memory, storage=recipe.factors), shapes
 
@@ -192,11 +195,15 @@ def check(recipe: AnchorRecipe) -> None:
         )
     if not measured and recipe.source is not None:
         raise HoldfastError(f"--curvature {recipe.curvature} needs no source data", remedy="leave --source out")
+    _check_storage(recipe, kind)
+    check_extent(recipe.until, None, recipe.shard, kind)
+    check_options(recipe.fisher, recipe.draws, recipe.per or kind.per, recipe.fraction, recipe.source, kind)
+    check_keep(recipe.keep, kind)
+
+
+def _check_storage(recipe: AnchorRecipe, kind: type[Curvature]) -> None:
     if recipe.storage == "bfloat16" and not kind.rounds:
         raise HoldfastError(
             f"--storage bfloat16: curvature {recipe.curvature} would not stay positive semi-definite",
             remedy="store it in float32, or choose --curvature kronecker",
         )
-    check_extent(recipe.until, None, recipe.shard, kind)
-    check_options(recipe.fisher, recipe.draws, recipe.per or kind.per, recipe.fraction, recipe.source, kind)
-    check_keep(recipe.keep, kind)

@@ -7,7 +7,7 @@ from typing import Any
 
 from holdfast.data import check_tokenizer
 from holdfast.evaluation import mean_loss
-from holdfast.language_model import check_adapter, load_adapter, load_model, load_tokenizer
+from holdfast.language_model import check_adapter, is_model, load_adapter, load_model, load_tokenizer
 from holdfast.machine import machine, peak_memory_mb, versions
 from holdfast.recipe import DataSettings
 from holdfast.sides import limited, read_side
@@ -24,10 +24,13 @@ def evaluate(
 ) -> dict[str, Any]:
     """Losses of the base model and, with an adapter, of the adapted one.
 
+    `adapter` may also be a model that was tuned whole, as `holdfast tune --method full` leaves it.
+
     Raises:
         HoldfastError: a model, an adapter or data that can't be read, or a loss that is not finite.
     """
-    if adapter is not None:
+    whole = adapter is not None and is_model(adapter)
+    if adapter is not None and not whole:
         check_adapter(adapter)
     started = time.perf_counter()
     model, tokenizer = load_model(name, dtype), load_tokenizer(name)
@@ -35,9 +38,12 @@ def evaluate(
     read_sides = {key: None if data is None else read_side(data, tokenizer, length) for key, data in sides.items()}
     rows = {key: [] if side is None else limited(side.rows, max_items) for key, side in read_sides.items()}
     before = _losses(model, rows, "before")
-    after = before if adapter is None else _losses(load_adapter(model, str(adapter)), rows, "after")
+    after = before
+    if adapter is not None:
+        tuned = load_model(str(adapter), dtype) if whole else load_adapter(model, str(adapter))
+        after = _losses(tuned, rows, "after")
     row: dict[str, Any] = {
-        "method": "none" if adapter is None else "adapter",
+        "method": "none" if adapter is None else "model" if whole else "adapter",
         "penalty": str(adapter or "base model"),
         "strength": None,
         "seed": 0,

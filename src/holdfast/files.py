@@ -146,11 +146,13 @@ def is_about_the_disk(error: BaseException) -> bool:
 def not_written(path: Path, error: BaseException) -> HoldfastError:
     """The error for what could not be written."""
     number = getattr(error, "errno", None)
-    causes = ["the disk is full"] if number in (None, *_FULL) else ["the folder is not yours to write to"]
+    causes, remedy = ["the folder is not yours to write to"], "choose another --out"
     if number in _OCCUPIED:
         causes = ["a file stands where a folder should"]
+    elif number in (None, *_FULL):
+        causes, remedy = ["the disk is full"], "free some space or choose another --out"
     return HoldfastError(
         f"could not write {path}: {getattr(error, 'strerror', None) or error}",
         causes=causes,
-        remedy="free some space or choose another --out; what was there before is untouched",
+        remedy=f"{remedy}; what was there before is untouched",
     )

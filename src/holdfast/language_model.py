@@ -65,6 +65,11 @@ def check_adapter(folder: str | Path) -> None:
         )
 
 
+def is_model(folder: str | Path) -> bool:
+    """Whether a folder holds a whole model rather than an adapter."""
+    return (Path(folder) / "config.json").is_file() and not (Path(folder) / "adapter_config.json").is_file()
+
+
 def load_adapter(model: Any, folder: str) -> Any:
     """The model with a saved PEFT adapter.
 

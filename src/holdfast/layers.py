@@ -9,9 +9,12 @@ y = x W^T. A kind says, for its modules, how to see the weight, the inputs and t
 | transformers Conv1D | all leading positions        | nf           | nx (weight is stored W^T) |
 | nn.Conv1d, nn.Conv2d| every output position        | out_channels | in_channels * kernel size |
 | nn.Embedding        | every looked-up index        | width        | vocabulary                |
+
+Embeddings with a forward of their own, which scale what they look up or shift their indices, are no layers.
 """
 
 from abc import ABC, abstractmethod
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -128,7 +131,7 @@ def kind_of(module: Any) -> LayerKind | None:
     if isinstance(module, nn.Linear):
         return _LINEAR
     if isinstance(module, nn.Embedding):
-        return _EMBEDDING
+        return None if has_own_lookup(module) else _EMBEDDING
     if isinstance(module, (nn.Conv1d, nn.Conv2d)):
         return _CONVOLUTION if module.groups == 1 else None
     # By behaviour: GPT-2's Conv1D has `nf` output features and a weight (nx, nf).
@@ -136,6 +139,11 @@ def kind_of(module: Any) -> LayerKind | None:
     if type(module).__name__ == "Conv1D" and hasattr(module, "nf") and isinstance(weight, Tensor):
         return _TRANSPOSED
     return None
+
+
+def has_own_lookup(module: Any) -> bool:
+    """Whether an embedding scales what it looks up, shifts its indices or makes them: its rows are then not known."""
+    return isinstance(module, nn.Embedding) and type(module).forward is not nn.Embedding.forward
 
 
 def require_kind(name: str, module: Any) -> LayerKind:
@@ -146,9 +154,10 @@ def require_kind(name: str, module: Any) -> LayerKind:
     """
     kind = kind_of(module)
     if kind is None:
-        grouped = getattr(module, "groups", 1) != 1
+        grouped = " with groups" if getattr(module, "groups", 1) != 1 else ""
+        own = ", an nn.Embedding whose forward is its own" if has_own_lookup(module) else ""
         raise HoldfastError(
-            f"layer {name!r} is a {type(module).__name__}{' with groups' if grouped else ''}",
+            f"layer {name!r} is a {type(module).__name__}{grouped}{own}",
             wanted="nn.Linear, transformers' Conv1D, nn.Conv1d or nn.Conv2d without groups, or nn.Embedding",
             remedy="leave this layer out of the targets",
         )
@@ -171,3 +180,11 @@ def watched(output: Tensor) -> Tensor:
     if base is None or base.numel() != output.numel() or not (base.is_contiguous() and output.is_contiguous()):
         return output
     return base if base.requires_grad else output
+
+
+def own_precision(device: torch.device) -> AbstractContextManager:
+    """Autocast off: what is computed inside has the precision of its tensors, whatever the model beside it runs in.
+
+    Hooks are called inside the model's forward pass, which launchers put under autocast, and losses often are too.
+    """
+    return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)

@@ -2,12 +2,15 @@
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
 
 from holdfast.errors import HoldfastError
 
+FSDP, ZERO_3 = "FSDP", "ZeRO stage 3"  # what shards parameters
+WHOLE = {FSDP: "train under DDP (torchrun without fsdp)", ZERO_3: "use ZeRO stage 1 or 2"}
 CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")  # values of PEFT's init_lora_weights
 
 
@@ -53,18 +56,35 @@ def _still(model: nn.Module) -> Iterator[None]:
 @contextmanager
 def adapters_off(model: nn.Module) -> Iterator[None]:
     """The base model's function, whatever adapters are on it; see `at_anchor` for what is refused."""
-    disable = getattr(model, "disable_adapter", None)
-    if disable is None:
+    if getattr(model, "disable_adapter", None) is None:
         yield
         return
     check_base(model)
     flags = {parameter: parameter.requires_grad for parameter in model.parameters()}
     try:
-        with disable():
+        with _disabled(model):
             yield
     finally:
         for parameter, flag in flags.items():  # PEFT turns frozen adapter weights trainable on the way back
             parameter.requires_grad_(flag)
+
+
+@contextmanager
+def _disabled(model: Any) -> Iterator[None]:
+    """PEFT's own way; for prompts and prefixes on heads that do not generate it fails, and the base stands in."""
+    prompts = getattr(model.active_peft_config, "is_prompt_learning", False)
+    if not prompts or hasattr(model, "prepare_inputs_for_generation"):
+        with model.disable_adapter():
+            yield
+        return
+    before = model.__dict__.get("forward")
+    model.forward = model.base_model.forward
+    try:
+        yield
+    finally:
+        del model.forward
+        if before is not None:
+            model.forward = before
 
 
 def check_base(model: nn.Module) -> None:
@@ -87,6 +107,25 @@ def check_unmerged(model: nn.Module, consequence: str) -> None:
             f"adapters are merged into the base weights, so {consequence}",
             remedy="call model.unmerge_adapter() first",
         )
+
+
+def check_whole(model: nn.Module, who: str, remedy: str | None = None) -> None:
+    """Raise HoldfastError where parameters are shards: by FSDP of either version, other DTensors, or ZeRO stage 3."""
+    # By name and by mark: neither library need be installed, and importing torch's takes its time.
+    if any(_is_a(module, "FullyShardedDataParallel") for module in model.modules()):
+        raise sharded(who, FSDP, remedy)
+    for parameter in model.parameters():
+        if _is_a(parameter, "DTensor") or hasattr(parameter, "ds_id"):
+            raise sharded(who, ZERO_3 if hasattr(parameter, "ds_id") else FSDP, remedy)
+
+
+def _is_a(thing: Any, name: str) -> bool:
+    return any(kind.__name__ == name for kind in type(thing).__mro__)
+
+
+def sharded(who: str, how: str, remedy: str | None = None) -> HoldfastError:
+    """The error for parameters that no rank holds whole; `who` reads them, in the plural."""
+    return HoldfastError(f"{who} read whole parameters, and {how} shards them", remedy=remedy or WHOLE[how])
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from holdfast.layers import require_kind, watched
+from holdfast.layers import own_precision, require_kind, watched
 from holdfast.rows.choice import RowChoice
 from holdfast.rows.origin import Origin, RowSink
 from holdfast.rows.sharing import InputsDivergedError, Shared, Watched, groups_of, put_together
@@ -90,7 +90,8 @@ class Recorder:
             recomputing = torch._C._current_graph_task_id() != -1
             layer.calls += not recomputing
             if not recomputing and layer.reading("inputs"):
-                self._add_inputs(layer, inputs)
+                with own_precision(inputs.device):
+                    self._add_inputs(layer, inputs)
             if not (pairs or gradients):
                 return None
             if not torch.is_grad_enabled():
@@ -102,10 +103,11 @@ class Recorder:
 
             def on_gradient(gradient: Tensor) -> None:
                 layer.hidden = False
-                self._add_gradients(layer, kept_inputs, gradient.detach().reshape(shape))
                 layer.returned += 1
-                if layer.returned == layer.calls:
-                    layer.flush()
+                with own_precision(gradient.device):
+                    self._add_gradients(layer, kept_inputs, gradient.detach().reshape(shape))
+                    if layer.returned == layer.calls:
+                        layer.flush()
 
             watched(output).register_hook(on_gradient)
             return root
@@ -121,7 +123,8 @@ class Recorder:
         if waiting:
             rows = layer.kind.input_rows(layer.module, inputs.detach())
             chosen = self.choice.rows(len(rows), inputs)
-            origin = self._origin(waiting, len(rows), inputs)
+            origin = self._origin(layer, waiting, len(rows), inputs)
+            self.choice.warn_of_padding(len(rows), inputs, layer.name)
             for sink in waiting:
                 sink.add(rows if chosen is None else rows.index_select(0, chosen), origin=origin)
         if first:
@@ -149,7 +152,7 @@ class Recorder:
     def _add_gradients(self, layer: Watched, inputs: Tensor | None, gradient: Tensor) -> None:
         rows = layer.kind.gradient_rows(layer.module, gradient)
         count, sinks = len(rows), layer.reading("gradients") + layer.reading("pairs")
-        origin = self._origin(sinks, count, gradient)
+        origin = self._origin(layer, sinks, count, gradient)
         chosen = self.choice.rows(count, gradient) if self.choice.fraction < 1 or origin is not None else None
         if chosen is not None:
             rows = rows.index_select(0, chosen)
@@ -165,10 +168,10 @@ class Recorder:
                 assert x is not None
                 sink.add(x, rows, origin=origin)
 
-    def _origin(self, sinks: list[RowSink], count: int, like: Tensor) -> Origin | None:
-        """Where rows come from, if anybody asks."""
+    def _origin(self, layer: Watched, sinks: list[RowSink], count: int, like: Tensor) -> Origin | None:
+        """Where a layer's rows come from, if anybody asks."""
         asked = any(sink.grouped for sink in sinks)
-        return self.choice.origin(count, like, self._pass) if asked else None
+        return self.choice.origin(count, like, self._pass, layer.name) if asked else None
 
     def begin_batch(self, positions: Tensor | None, keys: list[int] | None = None, number: int | None = None) -> None:
         """A batch follows: its mask (batch, length) of positions that count (None: all do), its sequences' keys.

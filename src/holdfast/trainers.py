@@ -10,6 +10,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from holdfast.errors import HoldfastError
 from holdfast.penalties.regularizer import Regularizer
+from holdfast.pretrained import FSDP, ZERO_3, check_whole, sharded
 
 
 class HoldfastCallback(TrainerCallback):
@@ -46,7 +47,7 @@ class HoldfastCallback(TrainerCallback):
                 "HoldfastCallback adds gradients before optimizer.step(), and DeepSpeed steps inside backward",
                 remedy="use holdfast.attach(trainer, penalty) instead of the callback",
             )
-        _refuse_sharding(args)
+        _refuse_sharding(args, kwargs["model"])
         _require_trained(self.penalties, kwargs["model"])
 
     def on_pre_optimizer_step(
@@ -103,7 +104,7 @@ def attach(trainer: Any, *penalties: Regularizer) -> None:
     """
     if not penalties:
         raise HoldfastError("attach was given no penalty", remedy="attach(trainer, penalty)")
-    _refuse_sharding(trainer.args)
+    _refuse_sharding(trainer.args, trainer.model)
     _require_trained(penalties, trainer.model)
     plain = trainer.compute_loss
 
@@ -147,17 +148,14 @@ def _engine() -> DistributedType | None:
     return AcceleratorState().distributed_type if is_initialized() else None
 
 
-def _refuse_sharding(args: TrainingArguments) -> None:
+def _refuse_sharding(args: TrainingArguments, model: nn.Module) -> None:
+    """Refuse what the arguments announce for later, and a model that is sharded already."""
     if args.fsdp or _engine() == DistributedType.FSDP:
-        raise HoldfastError(
-            "penalties read whole parameters, and FSDP shards them",
-            remedy="train under DDP (torchrun without fsdp)",
-        )
+        raise sharded("penalties", FSDP)
     plugin = getattr(args, "deepspeed_plugin", None)
     if plugin is not None and plugin.zero_stage == 3:
-        raise HoldfastError(
-            "penalties read whole parameters, and ZeRO stage 3 shards them", remedy="use ZeRO stage 1 or 2"
-        )
+        raise sharded("penalties", ZERO_3)
+    check_whole(model, "penalties")
 
 
 def _require_trained(penalties: Sequence[Regularizer], model: nn.Module) -> None:

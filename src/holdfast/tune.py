@@ -1,5 +1,6 @@
 """`holdfast tune` on the user's own model and data: train, measure both sides, write everything down."""
 
+import shutil
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -27,6 +28,7 @@ from holdfast.training import LIVE_LOG, Trained, log_line, train
 from holdfast.tune_recipe import TuneRecipe
 
 Say = Callable[[str], None]
+PRODUCTS = ("adapter", "model")  # folders: what a method with and without an adapter leaves
 
 
 def tune(recipe: TuneRecipe, out: Path, *, resume: bool = False, say: Say = print) -> dict[str, Any]:
@@ -58,7 +60,8 @@ def tune(recipe: TuneRecipe, out: Path, *, resume: bool = False, say: Say = prin
             torch.manual_seed(recipe.seed)
             model = tuner.prepare(base, recipe.targets, recipe.rank, recipe.alpha)
             kind = "adapter" if hasattr(model, "peft_config") else "model"
-            _check_destination(out / kind)
+            for product in PRODUCTS:
+                _check_destination(out / product)
             holding.measure(model, sides["source"], "adapter")
             run = replace(run, start=holding.start(model))
             if checkpoint is not None:
@@ -195,12 +198,15 @@ def _check_destination(folder: Path) -> None:
 
 
 def _save(model: Any, tokenizer: Any, results: dict[str, Any], run: Run, final: Path, say: Say) -> None:
-    """Adapter or fully tuned model, results, log and page, each whole or absent."""
+    """Adapter or fully tuned model, results, log and page, each whole or absent; an earlier run's product goes."""
     out = final.parent
     with whole_folder(final) as folder:
         model.save_pretrained(str(folder))
         tokenizer.save_pretrained(str(folder))
         write_card(folder / "README.md", results, adapter=hasattr(model, "peft_config"))
+    for other in PRODUCTS:
+        if out / other != final and (out / other).is_dir():
+            shutil.rmtree(out / other)  # of a method of the other kind: the figures beside it would not be its own
     write_json(out / "results.json", results)
     write_text(out / "recipe.resolved.yaml", run.recipe)
     write_text(out / "log.jsonl", "".join(map(log_line, results["rows"][-1]["history"])))

@@ -24,8 +24,8 @@ class Quality:
         captured: side -> share of its trace that is held along directions; what is not is a diagonal. Empty where
             nothing was left out, or the trace does not tell.
         random_error: mean of |q / q_exact - 1| over random shifts u v^T, u and v normal.
-        random_worst: the largest of them.
-        shift_error: q / q_exact - 1 on the shift that was given; None without one.
+        random_worst: the largest of them, with its sign: below 0 the approximation asks too little.
+        shift_error: q / q_exact - 1 on the shift that was given, with its sign; None without one.
     """
 
     layer: str

@@ -141,22 +141,33 @@ def _summed(parts: Sequence[Any], shares: Sequence[float]) -> Curvature:
 
 
 def _together(anchors: Sequence["Anchor"], combine: Callable[[Sequence[Any]], Curvature]) -> dict[str, Curvature]:
-    """Each layer's curvatures as one; what layers shared in every anchor they go on sharing, where it is equal."""
+    """Each layer's curvatures as one, in the CPU's memory: files are read there, models may be anywhere.
+
+    What layers shared in every anchor they go on sharing, where it is equal.
+    """
     made: dict[str, Curvature] = {}
     known: dict[tuple[Any, ...], Tensor] = {}
     for name, first in anchors[0].curvatures.items():
         same = [anchor.curvatures[name] for anchor in anchors]
         _check_structure(name, same)
-        combined = combine(same)
+        combined = combine([_resting(part) for part in same])
         tensors = combined.tensors()
         of_parts = [part.tensors() for part in same]
         for key, tensor in tensors.items():
-            origin = (key, *(part[key].data_ptr() for part in of_parts))
+            origin = (key, *((part[key].device, part[key].data_ptr()) for part in of_parts))
             earlier = known.setdefault(origin, tensor)
             if earlier.shape == tensor.shape and bool((earlier == tensor).all()):
                 tensors[key] = earlier
         made[name] = type(first).from_tensors(tensors)
     return made
+
+
+def _resting(curvature: Curvature) -> Curvature:
+    """The curvature with all its tensors in the CPU's memory."""
+    tensors = curvature.tensors()
+    if all(tensor.device.type == "cpu" for tensor in tensors.values()):
+        return curvature
+    return type(curvature).from_tensors({name: tensor.cpu() for name, tensor in tensors.items()})
 
 
 def _check_alike(one: "Anchor", other: "Anchor") -> None:
@@ -193,24 +204,40 @@ def _check_weights(one: "Anchor", other: "Anchor") -> None:
 
 
 def _check_structure(name: str, same: Sequence[Curvature]) -> None:
-    first, *others = ((one.shape, list(one.tensors())) for one in same)
+    first, *others = ((one.shape, sorted(one.tensors()), _blocked(one)) for one in same)
     for other in others:
         if other != first:
             raise HoldfastError(
                 f"the anchors store layer {name!r} differently: {first[0]} as {', '.join(first[1])} in one, "
-                f"{other[0]} as {', '.join(other[1])} in another",
+                f"{other[0]} as {', '.join(other[1])} in another, or in blocks of another size",
                 remedy="estimate them with the same memory budget and targets",
             )
 
 
+def _blocked(curvature: Curvature) -> list[tuple[int, ...]]:
+    """Shapes of what is stored in blocks, which add up block by block."""
+    return [tuple(tensor.shape) for name, tensor in sorted(curvature.tensors().items()) if name.endswith("blocks")]
+
+
 def _check_data(parts: Sequence[Mapping[str, Any]]) -> None:
-    seen = set()
+    seen, files = set(), set()
     for part in parts:
         data = part.get("data_sha256"), part.get("seed")
         if data[0] and data in seen:
-            raise HoldfastError(
-                "two of the anchors were measured on the same data with the same seed",
-                wanted="anchors of different data, or of the same data with other drawn labels (seed)",
-                remedy="leave one out: merging would count it twice",
-            )
+            raise _read_twice("on the same data with the same seed", [])
         seen.add(data)
+        source = part.get("source") or {}
+        file = source.get("sha256"), part.get("seed")
+        if file[0] and file in files:
+            causes = ["one of them stopped sooner, or cut the text to another length"]
+            raise _read_twice(f"on {source.get('path')} with the same seed", causes)
+        files.add(file)
+
+
+def _read_twice(how: str, causes: list[str]) -> HoldfastError:
+    return HoldfastError(
+        f"two of the anchors were measured {how}",
+        wanted="anchors of different data, or of the same data with other drawn labels (seed)",
+        causes=causes,
+        remedy="leave one out: merging would count it twice",
+    )

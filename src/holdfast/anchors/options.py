@@ -44,6 +44,16 @@ def check_options(fisher: str, draws: int, per: str, fraction: float, source: An
         )
 
 
+def check_dtype(dtype: torch.dtype | None) -> None:
+    """Raise HoldfastError for a precision of the rows that gradients of a mean loss would vanish in."""
+    if dtype not in (None, torch.bfloat16, torch.float32, torch.float64):
+        raise HoldfastError(
+            f"dtype={dtype}",
+            wanted="None, torch.bfloat16, torch.float32 or torch.float64",
+            causes=["float16 ends at 6e-8: squares of gradients fall below it"],
+        )
+
+
 def check_keep(keep: int, kind: type[Curvature]) -> None:
     """Raise HoldfastError where a number of examples is asked for and none are kept."""
     if keep != Reading().keep and not kind.keeps:
@@ -63,7 +73,8 @@ def check_finite(curvatures: dict[str, Curvature]) -> None:
     """Raise HoldfastError where a curvature holds NaN or infinity."""
     for name, curvature in curvatures.items():
         # Extremes carry NaN along: one pass over each tensor and nothing stored.
-        if not all(bool(torch.stack(t.aminmax()).isfinite().all()) for t in curvature.tensors().values()):
+        tensors = [tensor for tensor in curvature.tensors().values() if tensor.numel()]
+        if not all(bool(torch.stack(tensor.aminmax()).isfinite().all()) for tensor in tensors):
             raise HoldfastError(
                 f"the curvature of layer {name!r} is not finite",
                 causes=["the model's activations overflow in float16", "the model's weights hold NaN"],

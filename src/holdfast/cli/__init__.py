@@ -21,7 +21,8 @@ def main() -> None:
     except HoldfastError as error:
         _fail(str(error), 1)
     except Interrupted as stop:
-        _fail(f"interrupted ({stop}); nothing half-written is left\n  remedy: {stop.remedy}", stop.status)
+        left = "nothing half-written is left" if stop.kept is None else f"what was done so far is in {stop.kept}"
+        _fail(f"interrupted ({stop}); {left}\n  remedy: {stop.remedy}", stop.status)
     except Exception as error:
         explained = _explained(error)
         if explained is None:
@@ -35,7 +36,7 @@ def _explained(error: Exception) -> str | None:
 
     if is_about_the_disk(error):
         where = getattr(error, "filename", None) or "a file"
-        return f"could not read or write {where}: {error}\n  remedy: free some space or choose another --out"
+        return f"could not read or write {where}: {error}\n  remedy: choose another --out, or free some space"
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate" in str(error):
         return "out of memory\n  remedy: lower --batch-size or --length, or close what else uses the memory"
     return None

@@ -69,7 +69,13 @@ def anchor(
         int | None, option("Examples that stored-sample curvatures keep.", "N", MEASURE, default="256")
     ] = None,
     max_items: Annotated[
-        int | None, option("Stop after this many scored tokens.", "N", MEASURE, default="200000; with --until, all")
+        int | None,
+        option(
+            "Stop after the batch in which so many tokens are scored.",
+            "N",
+            MEASURE,
+            default="200000; with --until, all",
+        ),
     ] = None,
     fraction: Annotated[
         float | None, option("Share of the positions that enter the sums.", "NUMBER", MEASURE, default="1")
@@ -153,7 +159,7 @@ def _plan(settings: Any, as_json: bool) -> None:
     if as_json:
         print_json(anchor_plan.as_data(chosen, others))
     else:
-        anchor_plan.print_plan(chosen, others)
+        anchor_plan.print_plan(chosen, settings.storage, others)
 
 
 def _measure(settings: Any, out: Path, resume: bool, as_json: bool) -> None:
@@ -169,11 +175,12 @@ def _measure(settings: Any, out: Path, resume: bool, as_json: bool) -> None:
     with group() as first:
         check(settings)
         if first and settings.memory is not None:
-            anchor_plan.show(planned(settings)[0])
+            anchor_plan.show(planned(settings)[0], settings.storage)
         try:
             facts = anchor_on(settings, out, resume=resume, first=first, say=say if first else _silence)
         except Interrupted as stop:
             if any(partial(out).glob("pass-*")):
+                stop.kept = partial(out)
                 stop.remedy = "the same command with --resume goes on from where it was"
             raise
     if not first:
@@ -182,10 +189,20 @@ def _measure(settings: Any, out: Path, resume: bool, as_json: bool) -> None:
         print_json(facts)
         return
     _say(facts, f"in {facts['seconds']:.1f} s")
-    if settings.until is not None and facts["agreement"] is not None:
-        reached = "reached" if facts["agreement"] <= settings.until else "not reached: the data ended first"
-        say(f"Known to {facts['agreement']:.3f} along its leading directions ({settings.until} asked for, {reached})")
-    say(f"Use it: holdfast tune --model {settings.model} --target DATA --anchor {out} --strength 4 --out OUT")
+    if settings.until is not None and (facts["agreement"] or 1) <= settings.until:  # else a note has said why not
+        say(f"Known to {facts['agreement']:.3f} along its leading directions ({settings.until} asked for)")
+    say(f"Use it: holdfast tune --model {settings.model} --target DATA {_use(settings.curvature, out)} --out OUT")
+
+
+def _use(curvature: str, out: Path) -> str:
+    """The options by which an anchor of that kind does what it is good at."""
+    from holdfast import catalogue
+
+    kind = catalogue.curvature(curvature)
+    if not kind.holds:
+        return f"--anchor ANOTHER --forecast {out}"
+    form = "" if kind.squares else f" --set form={curvature}"
+    return f"--anchor {out} --strength 4{form}"
 
 
 def _silence(message: str) -> None:

@@ -12,18 +12,18 @@ from holdfast.memory import text_of
 SIZES = ("measured", "used", "stored", "stored_bfloat16")
 
 
-def show(plan: Any) -> None:
-    """The plan's table on standard error, before time is spent."""
+def show(plan: Any, storage: str) -> None:
+    """The plan's table on standard error, before time is spent; files in that storage."""
     from holdfast.plan import table
 
-    _print(table(plan), errors)
+    _print(table(plan), storage, errors)
 
 
-def print_plan(plan: Any, everything: list[Any]) -> None:
+def print_plan(plan: Any, storage: str, everything: list[Any]) -> None:
     """The plan, and every other choice for the same layers."""
     from holdfast.plan import table
 
-    _print(table(plan), console)
+    _print(table(plan), storage, console)
     print_table(
         "Other choices for these layers",
         ["curvature", "sides", "measuring", "finished", "file", "file, bfloat16"],
@@ -56,7 +56,7 @@ def _text(size: int | None) -> str:
     return "-" if size is None else text_of(size)
 
 
-def _print(table: Any, where: Console) -> None:
+def _print(table: Any, storage: str, where: Console) -> None:
     budget = "" if table.budget is None else f", of {text_of(table.budget)}"
     stem = _stem([row.layers for row in table.rows])
     below = f"; layers below {stem.removesuffix('.')}" if stem else ""
@@ -66,7 +66,7 @@ def _print(table: Any, where: Console) -> None:
             "each": f"{row.out} x {row.inn}",
             "inputs": "shared" if row.shares else row.inputs or "-",
             "gradients": row.gradients or "-",
-            **_sizes(row.bytes, table.total),
+            **_sizes(row.bytes, table.total, storage),
         }
         for row in table.rows
     ]
@@ -74,7 +74,10 @@ def _print(table: Any, where: Console) -> None:
     print_table(
         f"Plan: {table.kind}, {text_of(max(table.total.measured, table.total.used))} in memory{budget}{below}",
         header,
-        [*(list(line.values()) for line in lines), ["all", "", "", "", *_sizes(table.total, table.total).values()]],
+        [
+            *(list(line.values()) for line in lines),
+            ["all", "", "", "", *_sizes(table.total, table.total, storage).values()],
+        ],
         right=4,
         where=where,
     )
@@ -89,12 +92,10 @@ def _stem(names: list[str]) -> str:
     return "".join(f"{parts[0]}." for parts in shared)
 
 
-def _sizes(bytes_: Any, total: Any) -> dict[str, str]:
+def _sizes(bytes_: Any, total: Any, storage: str) -> dict[str, str]:
     """Measuring and finished apart only where they differ in the whole plan."""
+    low = storage == "bfloat16"
+    file = {"file, bfloat16" if low else "file": text_of(bytes_.stored_bfloat16 if low else bytes_.stored)}
     if total.measured == total.used:
-        return {"memory": text_of(bytes_.used), "file": text_of(bytes_.stored)}
-    return {
-        "measuring": text_of(bytes_.measured),
-        "finished": text_of(bytes_.used),
-        "file": text_of(bytes_.stored),
-    }
+        return {"memory": text_of(bytes_.used)} | file
+    return {"measuring": text_of(bytes_.measured), "finished": text_of(bytes_.used)} | file

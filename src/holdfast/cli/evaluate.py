@@ -11,7 +11,9 @@ DATA, MEASURE = "Data", "Measuring"
 
 def evaluate(
     model: Annotated[str, option("Folder or hub id of the pre-trained model.", "MODEL")],
-    adapter: Annotated[Path | None, option("A PEFT adapter, OUT/adapter for instance.", "DIR")] = None,
+    adapter: Annotated[
+        Path | None, option("A PEFT adapter (OUT/adapter), or a model that was tuned whole (OUT/model).", "DIR")
+    ] = None,
     source: Annotated[str | None, option("Old data: what should have been kept.", "DATA")] = None,
     target: Annotated[str | None, option("New data: what should have been learned.", "DATA")] = None,
     out: Annotated[Path | None, option("Folder to write results.json to.", "DIR")] = None,
@@ -20,6 +22,13 @@ def evaluate(
     dtype: Annotated[str, option(DTYPES, "NAME", MEASURE)] = "auto",
     source_text: Annotated[
         str | None, option("Column of the source's text.", "NAME", DATA, "--source-text-column")
+    ] = None,
+    source_prompt: Annotated[
+        str | None, option("Column of the source's prompts.", "NAME", DATA, "--source-prompt-column")
+    ] = None,
+    source_completion: Annotated[
+        str | None,
+        option("Column of its completions; only they are scored.", "NAME", DATA, "--source-completion-column"),
     ] = None,
     text: Annotated[str | None, option("Column of the target's text.", "NAME", DATA, "--text-column")] = None,
     prompt: Annotated[str | None, option("Column of the target's prompts.", "NAME", DATA, "--prompt-column")] = None,
@@ -48,7 +57,9 @@ def evaluate(
     from holdfast.files import output_folder, write_json
 
     sides = {
-        "source": None if source is None else DataSettings(path=source, text=source_text),
+        "source": None
+        if source is None
+        else DataSettings(path=source, text=source_text, prompt=source_prompt, completion=source_completion),
         "target": None
         if target is None
         else DataSettings(path=target, text=text, prompt=prompt, completion=completion),

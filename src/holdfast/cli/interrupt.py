@@ -14,6 +14,7 @@ class Interrupted(BaseException):
         super().__init__(signal.Signals(number).name)
         self.status = 128 + number  # the shell's convention
         self.remedy = "run the command again"
+        self.kept: object = None  # where what was done so far lies
 
 
 @contextmanager

@@ -5,6 +5,8 @@ from typing import Any
 
 from holdfast.cli.output import console, number, print_table, share
 
+SIDES = (("source (old data)", "source"), ("target (new data)", "target"))
+EVALUATED = ("none", "adapter", "model")  # methods of rows that were not trained in this run
 WIDE = 118  # columns of a terminal that shows everything
 OF_PLAIN = ("of\nplain", " of\nplain")  # of plain fine-tuning's forgetting, of its learning
 
@@ -25,9 +27,14 @@ def change(row: dict[str, Any], side: str) -> float | None:
 
 
 def _print_one(row: dict[str, Any]) -> None:
+    if row["method"] == "none":
+        _print_untouched(row)
+        return
     lines = []
-    for name, side in (("source (old data)", "source"), ("target (new data)", "target")):
+    for name, side in SIDES:
         before, after = row[f"{side}_before"], row[f"{side}_after"]
+        if before is None and after is None:
+            continue  # not asked for
         moved = change(row, side)
         lines.append(
             [
@@ -50,8 +57,19 @@ def _print_one(row: dict[str, Any]) -> None:
     console.print("; ".join(said), highlight=False, soft_wrap=True)
 
 
+def _print_untouched(row: dict[str, Any]) -> None:
+    """A model alone has no before and after."""
+    lines = [
+        [name, number(row[f"{side}_before"]), _perplexity(row[f"{side}_before"])]
+        for name, side in SIDES
+        if row[f"{side}_before"] is not None
+    ]
+    print_table(f"{row['penalty']}; losses in nats per token", ["", "loss", "perplexity"], lines, right=1)
+    console.print(f"{row['seconds']:.0f} s; {row['peak_memory_mb']:.0f} MB", highlight=False, soft_wrap=True)
+
+
 def _what(row: dict[str, Any]) -> str:
-    if row["method"] in ("none", "adapter"):  # evaluated, not trained
+    if row["method"] in EVALUATED:
         return row["penalty"]
     if row["penalty"] == "none":
         return f"{row['method']} without holding on"

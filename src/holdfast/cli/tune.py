@@ -21,7 +21,11 @@ def tune(
     out: Annotated[Path, option("Folder for the adapter, results.json and report.html.", "DIR")] = Path("out"),
     anchor: Annotated[
         list[Path] | None,
-        option("Hold on in weight space: a folder that holdfast anchor wrote; several add up.", "DIR", HOLD),
+        option(
+            "Hold on in weight space: a folder that holdfast anchor wrote; several add up (forecasts: their mean).",
+            "DIR",
+            HOLD,
+        ),
     ] = None,
     anchor_weights: Annotated[
         list[float] | None,
@@ -132,7 +136,7 @@ def tune(
     try:
         _run(settings, out, resume, as_json)
     except Interrupted as stop:
-        stop.remedy = _how_to_go_on(out, settings.training.save_steps)
+        stop.kept, stop.remedy = _how_to_go_on(out, settings.training.save_steps)
         raise
 
 
@@ -152,12 +156,13 @@ def _run(settings: Any, out: Path, resume: bool, as_json: bool) -> None:
     say(f"{kind}, results.json and report.html are in {out}")
 
 
-def _how_to_go_on(out: Path, save_steps: int) -> str:
+def _how_to_go_on(out: Path, save_steps: int) -> tuple[Path | None, str]:
+    """Where the last checkpoint is, and what to do next."""
     from holdfast import checkpoints
 
     found = checkpoints.whole(out)
     if found:
-        return f"the same command with --resume goes on from step {checkpoints.step(found[-1])}"
+        return found[-1], f"the same command with --resume goes on from step {checkpoints.step(found[-1])}"
     if save_steps:
-        return "start again: the first checkpoint was not reached"
-    return "start again; --save-steps N writes a checkpoint every N steps, from which --resume goes on"
+        return None, "start again: the first checkpoint was not reached"
+    return None, "start again; --save-steps N writes a checkpoint every N steps, from which --resume goes on"

@@ -9,7 +9,7 @@ from torch import Tensor
 from holdfast.curvature.curvature import Curvature
 from holdfast.curvature.diagonal import Diagonal, row_products
 from holdfast.curvature.statistic import LayerSize, Statistic
-from holdfast.factors.factor import accumulator_dtype
+from holdfast.factors.factor import accumulator_dtype, add_product, multipliable
 
 
 class AbsoluteProducts(Statistic):
@@ -24,10 +24,8 @@ class AbsoluteProducts(Statistic):
         inputs, gradients = rows
         if self.size.indexed:  # one-hot inputs: add each row to its index's column
             total.index_add_(1, inputs, gradients.abs().T.to(total.dtype))
-        elif gradients.dtype == total.dtype:
-            total.addmm_(gradients.abs().T, inputs.abs())
-        else:
-            total += gradients.abs().T @ inputs.abs()
+            return
+        add_product(total, *(multipliable(each.abs(), total.dtype) for each in (gradients, inputs)))
 
     def accumulate_sequences(self, total: Tensor, sequences: Sequence[tuple[Tensor, ...]]) -> None:
         for inputs, gradients in sequences:

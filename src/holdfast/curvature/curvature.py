@@ -26,6 +26,7 @@ class Curvature(ABC):
     kind: ClassVar[str]
     paper: ClassVar[str]
     forecasts: ClassVar[bool] = True  # whether 1/2 <D, C D> is a forecast of the loss in nats
+    holds: ClassVar[bool] = True  # whether a penalty by it holds on; else it is for forecasting
     per: ClassVar[Per] = "token"  # what it takes as an example unless told otherwise
     squares: ClassVar[bool] = True  # whether its sums are of squared gradients: draws are weighted for those
     elementwise: ClassVar[bool] = False  # whether C D = F * D with sums that a whole gradient makes as one row
@@ -71,7 +72,10 @@ class Curvature(ABC):
 
     @abstractmethod
     def damped(self, damping: float) -> "Curvature":
-        """The same curvature with `damping` times its mean eigenvalue added; 0 changes nothing."""
+        """The same curvature with `damping` times its mean eigenvalue added; 0 changes nothing.
+
+        Products of two factors are damped factor by factor, each by that share of its own mean eigenvalue.
+        """
 
     @classmethod
     @abstractmethod

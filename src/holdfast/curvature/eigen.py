@@ -23,8 +23,7 @@ class RotatedSquares(SquaredProducts):
         if turn_inputs is not None:
             inputs = turn_inputs.of(self._cast(inputs))
         if turn_gradients is not None:
-            gradients = turn_gradients.of(self._cast(gradients))
-            turn_gradients.forget()  # no other layer has these rows
+            gradients = turned(self._cast(gradients), turn_gradients.basis)  # no other layer has these rows
         super().add(inputs, gradients, origin=origin)  # type: ignore[arg-type]
 
     def rotations(self) -> tuple[Rotation | None, Rotation | None]:
@@ -32,8 +31,8 @@ class RotatedSquares(SquaredProducts):
         assert isinstance(self.first, Kronecker)
         return self.first.inputs.rotation(), self.first.gradients.rotation()
 
-    def flush(self) -> None:
-        super().flush()
+    def release(self) -> None:
+        super().release()
         turn_inputs, _ = self.rotations()
         if turn_inputs is not None:
             turn_inputs.forget()

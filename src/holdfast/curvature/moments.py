@@ -6,11 +6,17 @@ from torch import Tensor
 
 from holdfast.curvature.statistic import LayerSize, Reading, Statistic
 from holdfast.factors.amount import Amount
-from holdfast.factors.factor import Factor, Storage
+from holdfast.factors.factor import Factor, Storage, accumulator_dtype, multipliable
 
 
 class SecondMoment(Statistic):
     """Sum over rows of x x^T, in the storage that the layer's plan gives this side."""
+
+    def _cast(self, rows: Tensor) -> Tensor:
+        """Rows of 16 bits stay so where their products are sums of more: no number is lost, and no time."""
+        if self.reading.dtype is None and rows.is_floating_point():
+            return multipliable(rows, accumulator_dtype(rows))
+        return super()._cast(rows)
 
     @property
     def storage(self) -> Storage:

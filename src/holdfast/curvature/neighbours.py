@@ -7,9 +7,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from holdfast.curvature.offload import zeros
+from holdfast.curvature.offload import beside, zeros
 from holdfast.curvature.statistic import LayerSize, Reading, Statistic
-from holdfast.factors.factor import accumulator_dtype
+from holdfast.factors.factor import accumulator_dtype, add_product, multipliable
 from holdfast.factors.full import Full
 from holdfast.rows.origin import Origin
 
@@ -74,10 +74,9 @@ class Link:
             like = first.new_empty(first.shape[1], second.shape[1], dtype=accumulator_dtype(first), device="meta")
             place = self.reading.offload
             self.total = torch.zeros_like(like, device=first.device) if place is None else zeros(like, place)
-        if (first.dtype, first.device) == (self.total.dtype, self.total.device):
-            self.total.addmm_(first.T, second)
-        else:
-            self.total += (first.T @ second).to(self.total)
+        total, pair = self.total, [multipliable(rows, self.total.dtype) for rows in (first, second)]
+        with beside(first, total, lambda rows: torch.zeros_like(total, device=rows.device)) as part:
+            add_product(part, *pair)
 
 
 class Half(Statistic):

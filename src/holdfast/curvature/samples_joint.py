@@ -28,6 +28,7 @@ class SamplesJoint(Stored, Coupled):
     """
 
     kind = "samples-joint"
+    holds = False  # a shift finds what the samples did not see
     paper = "natural gradient, arXiv 1412.1193"
     per = "sequence"
 

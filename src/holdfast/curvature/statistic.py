@@ -53,7 +53,8 @@ class Reading:
     """How rows are read, the same for every layer.
 
     Attributes:
-        dtype: of the products that make the sums; None: as the rows are. Sums are kept in float32 or better.
+        dtype: that rows are rounded to before they are multiplied; None: as they are. Products and sums are float32
+            or better.
         per: "token" takes every row as an example of its own; "sequence" sums over a sequence before squaring.
         keep: how many examples a curvature of stored samples keeps.
         seed: of which they are.

@@ -46,7 +46,11 @@ class TwoSided(Curvature):
         return priced_up.T @ (priced_down @ down.T), (priced_up @ up) @ priced_down
 
     def damped(self, damping: float) -> Self:
-        """(G + eta mean(diag G) I) and (S + eta mean(diag S) I): both factors by the same share of their trace."""
+        """(G + eta mean(diag G) I) and (S + eta mean(diag S) I): both factors by the same share of their trace.
+
+        The mean eigenvalue becomes (1 + eta)^2 of what it was, the least one eta^2 of the mean or more: at one eta
+        less in flat directions than a diagonal's damping, more in those that one side alone calls flat.
+        """
         means = torch.stack([self.inputs.diagonal().mean(), self.gradients.diagonal().mean()])
         return type(self)(self.inputs, self.gradients, self.rows, self.ridge + damping * means.to(self.ridge))
 

@@ -3,7 +3,8 @@
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from functools import cache
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -14,6 +15,33 @@ from holdfast.factors.rotation import Rotation
 def accumulator_dtype(like: Tensor) -> torch.dtype:
     """Sums are float32, or float64 where the rows are; counts of indices are float64, exact up to 2^53."""
     return torch.float32 if like.is_floating_point() and like.dtype != torch.float64 else torch.float64
+
+
+@cache
+def _widens(device: str, dtype: torch.dtype, total: torch.dtype) -> bool:
+    """Whether that kind of device multiplies numbers of 16 bits into sums of more."""
+    try:
+        one: Any = torch.ones(16, 16, device=device, dtype=dtype)
+        return torch.mm(one, one, out_dtype=total).dtype == total
+    except (NotImplementedError, RuntimeError, TypeError):
+        return False
+
+
+def multipliable(rows: Tensor, total: torch.dtype) -> Tensor:
+    """Rows as `add_product` takes them: of 16 bits where the device sums products of those in more, else wide."""
+    return rows if rows.dtype == total or _widens(rows.device.type, rows.dtype, total) else rows.to(total)
+
+
+def add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """total += left^T right, (a, b), for `multipliable` rows (n, a) and (n, b).
+
+    The product itself is never rounded to 16 bits: a second moment that is loses its positive semi-definiteness, and
+    a penalty by it rewards some moves without bound.
+    """
+    if left.dtype == total.dtype:
+        total.addmm_(left.T, right)
+    else:
+        total += torch.mm(left.T, right, out_dtype=total.dtype)
 
 
 class Factor(ABC):

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from holdfast.factors.factor import Factor, accumulator_dtype
+from holdfast.factors.factor import Factor, accumulator_dtype, add_product, multipliable
 from holdfast.factors.rotation import Rotation
 
 STRIPS = 16  # block rows of a symmetric sum: only [i, i:] is multiplied, 17/32 of the work
@@ -33,12 +33,9 @@ class Full(Factor):
         if not rows.is_floating_point():
             total.diagonal().add_(torch.bincount(rows, minlength=total.shape[0]))
             return
+        rows = multipliable(rows, total.dtype)
         for start, stop in _strips(total):
-            left, block = rows[:, start:stop], total[start:stop, start:]
-            if rows.dtype == total.dtype:
-                block.addmm_(left.T, rows[:, start:])
-            else:  # low-precision products, summed in float32
-                block += left.T @ rows[:, start:]
+            add_product(total[start:stop, start:], rows[:, start:stop], rows[:, start:])
 
     @classmethod
     def from_sum(cls, total: Tensor, scale: float, option: int) -> Self:

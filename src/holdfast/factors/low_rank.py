@@ -18,7 +18,8 @@ class LowRank(Factor):
     """M = U U^T + D with U (d, K) and D diagonal: a Nystrom sketch of the second moment A.
 
     With a fixed random Omega (d, K), Y = A Omega is summed as x (x^T Omega), 4 d K flops a row, and read as
-    Y (Omega^T Y)^+ Y^T = U U^T (arXiv 1706.05736 eq. 2.4; the pseudo-inverse leaves out what is rounding). U U^T is at
+    Y (Omega^T Y)^+ Y^T = U U^T (arXiv 1706.05736 eq. 2.4; the pseudo-inverse leaves out what is rounding, of A's
+    correlations, so that a few huge coordinates hide nothing). U U^T is at
     most A, so that D = diag(A) - diag(U U^T) is not negative: M is positive semi-definite, its diagonal and trace are
     A's. Exact where A's rank is at most K; else what is left out are A's off-diagonal entries along directions that
     the sketch missed. Omega depends on d and K alone, so sums of shards and machines add up.
@@ -63,7 +64,11 @@ class LowRank(Factor):
         sketch, exact = sums[:-1].T, sums[-1].to(total.dtype)
         if not sums.isfinite().all():  # for the caller to find; a decomposition would fail on it
             return cls(sketch.to(total.dtype), exact)
-        root = _nystrom(sketch, draw(total.shape[1], total.shape[0] - 1, sums.device, sums.dtype), noise)
+        omega = draw(total.shape[1], total.shape[0] - 1, sums.device, sums.dtype)
+        # Of the correlations: a coordinate that is 10^6 times the others (a "massive activation") would else put all
+        # other directions below the rounding of its own. D^-1 A D^-1 has the test matrix D Omega.
+        size = torch.where(sums[-1] > 0, sums[-1].clamp_min(0).sqrt(), 1.0)[:, None]
+        root = _nystrom(sketch / size, size * omega, noise) * size
         return cls(root.to(total.dtype), exact)
 
     @staticmethod
@@ -82,9 +87,11 @@ class LowRank(Factor):
 
     @classmethod
     def merged(cls, parts: Sequence[Self], shares: Sequence[float]) -> Self:
-        """The exact sum of the parts, with their roots side by side: the rank grows to the sum of their ranks."""
+        """The exact sum of the parts, with their roots side by side: the rank grows to the sum of theirs, or to d."""
         pairs = list(zip(parts, shares, strict=True))
         root = torch.cat([part.root * share**0.5 for part, share in pairs], dim=1)
+        if root.shape[1] > root.shape[0]:  # U = L Q with Q Q^T = I, so L L^T is the same matrix
+            root = torch.linalg.qr(root.T.double(), mode="r").R.T.to(root.dtype)
         return cls(root, torch.stack([part.exact * share for part, share in pairs]).sum(dim=0))
 
     def tensors(self) -> dict[str, Tensor]:

@@ -1,5 +1,7 @@
 """Orthogonal bases, and rows in their coordinates."""
 
+from typing import ClassVar
+
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -29,10 +31,12 @@ def by_blocks(rows: Tensor, blocks: Tensor) -> Tensor:
 
 
 class Rotation:
-    """Rows in the coordinates of an orthogonal basis, (n, d) -> (n, d); the last answer is kept.
+    """Rows in the coordinates of an orthogonal basis, (n, d) -> (n, d).
 
-    Layers that read the same tensor ask one after another.
+    Layers that read the same tensor ask one after another: the last answer is kept, of all rotations together.
     """
+
+    _latest: ClassVar["Rotation | None"] = None  # who keeps an answer
 
     def __init__(self, basis: Tensor) -> None:
         self.basis = basis  # see `turned`
@@ -41,6 +45,10 @@ class Rotation:
 
     def of(self, rows: Tensor) -> Tensor:
         """The rows' coordinates."""
+        if Rotation._latest is not self:
+            if Rotation._latest is not None:
+                Rotation._latest.forget()
+            Rotation._latest = self
         key = (rows.data_ptr(), rows.shape, rows.stride(), rows.dtype, rows._version)
         if self._kept is None or key != self._key:
             self._key, self._kept = key, (rows, turned(rows, self.basis))
@@ -49,3 +57,5 @@ class Rotation:
     def forget(self) -> None:
         """Let go of the last answer."""
         self._key, self._kept = (), None
+        if Rotation._latest is self:
+            Rotation._latest = None

@@ -11,6 +11,7 @@ from holdfast.likelihoods.likelihood import IGNORED, unlabelled
 
 INPUTS = ("input_ids", "input_values", "input_features", "pixel_values", "inputs_embeds")
 PER_POSITION = ("ForTokenClassification", "ForMaskedLM")  # transformers' names of losses with a label per position
+SHIFTED = ("ForCausalLM", "ForConditionalGeneration")  # and of those whose labels are shifted
 
 
 def scored_mask(batch: Mapping[str, Tensor], *, shifted: bool) -> tuple[Tensor, Tensor]:
@@ -56,13 +57,23 @@ def bare(model: nn.Module) -> nn.Module:
 
 
 def is_causal(model: nn.Module) -> bool:
-    """Whether the model's own loss shifts labels by one position."""
+    """Whether the model's own loss shifts labels by one position: what has only a decoder, with images or without."""
     model = bare(model)
     loss_type = getattr(model, "loss_type", None)
-    if loss_type == "ForCausalLM":
-        return True
+    if loss_type is not None:
+        config: Any = getattr(model, "config", None)
+        return _shifts_labels(loss_type) and not getattr(config, "is_encoder_decoder", False)
     embeddings = getattr(model, "get_output_embeddings", None)
-    return loss_type is None and not is_ctc(model) and embeddings is not None and embeddings() is not None
+    return not is_ctc(model) and embeddings is not None and embeddings() is not None
+
+
+def _shifts_labels(loss_type: str) -> bool:
+    """Whether transformers' loss of that name is that of causal language models."""
+    try:
+        from transformers.loss.loss_utils import LOSS_MAPPING, ForCausalLMLoss
+    except ImportError:  # not a public module: it may move
+        return loss_type in SHIFTED
+    return LOSS_MAPPING.get(loss_type) is ForCausalLMLoss
 
 
 def is_ctc(model: nn.Module) -> bool:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from holdfast.likelihoods.elementwise import Elementwise, check_positive
 
-HALF_STEP = 2.0**-25  # of float32's uniform numbers: moves them from [0, 1) into (0, 1)
+STEP = 2.0**-24  # of float32's uniform numbers; half of it moves them from [0, 1) into (0, 1)
 
 
 class Gaussian(Elementwise):
@@ -48,8 +48,9 @@ class Gaussian(Elementwise):
         return self._emptied((self._now() - self.labels()) / self.sigma**2)
 
     def noise_gradient(self, uniform: Tensor) -> Tensor:
-        """-epsilon / sigma, epsilon ~ N(0, 1)."""
-        inner = 2 * (uniform.to(self._now()) + HALF_STEP) - 1
+        """-epsilon / sigma, epsilon ~ N(0, 1); finite for every float32 number in [0, 1)."""
+        # 2 (u + half a step) - 1 in this order: u + half a step rounds to 1 in float32, and these are exact.
+        inner = (2 * uniform.to(self._now()) - 1) + STEP
         return torch.erfinv(inner) * (-math.sqrt(2) / self.sigma)
 
     def information(self) -> Tensor:

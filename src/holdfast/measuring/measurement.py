@@ -220,10 +220,11 @@ class Measurement(Summation):
         return module.weight.device
 
     def add(self, batch: Any, number: int | None = None) -> None:
+        keys = self.reader.keys(batch)  # of the data where they are: from a device they would come back one by one
         batch = to_device(batch, self.device)
         with self.recorder, torch.enable_grad():
-            self.recorder.begin_batch(self.reader.positions(batch), self.reader.keys(batch), number)
-            scored = self.reader.run(batch)
+            self.recorder.begin_batch(self.reader.positions(batch), keys, number)
+            scored = self.reader.run(batch, keys)
             for _ in passes(scored, self.sampling.fisher, self.sampler, self.sampling.draws):
                 self.recorder.end_pass()
             self.recorder.end_batch(backpropagated=scored.items > 0)

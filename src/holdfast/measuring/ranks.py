@@ -158,9 +158,9 @@ class Ranks:
         if total is not tensor:
             tensor.copy_(total)
 
-    def give(self, to: int, about: Any, tensors: Sequence[Tensor]) -> None:
-        """Send tensors to a rank that takes them."""
-        described = [(tuple(t.shape), t.dtype, self._direct and t.is_cuda) for t in tensors]
+    def give(self, to: int, about: Any, tensors: Sequence[Tensor], *, resting: bool = False) -> None:
+        """Send tensors to a rank that takes them; `resting`: from the CPU's memory to the CPU's memory."""
+        described = [(tuple(t.shape), t.dtype, self._direct and t.is_cuda and not resting) for t in tensors]
         dist.send_object_list([(about, described)], dst=to, group=self._control)
         for tensor, (*_, direct) in zip(tensors, described, strict=True):
             if tensor.numel():
@@ -174,24 +174,25 @@ class Ranks:
         about, described = told[0]
         tensors = []
         for shape, dtype, direct in described:
-            tensor = torch.empty(shape, dtype=dtype, device=device if direct else "cpu")
+            tensor = torch.empty(shape, dtype=dtype, device=_landing(device) if direct else "cpu")
             if tensor.numel():
                 dist.recv(_bytes(tensor), src=source, group=None if direct else self._control)
             tensors.append(tensor.to(device))
         return about, tensors
 
-    def moved(
-        self, state: dict[str, Tensor] | None, source: int, to: int, device: torch.device | str = "cpu"
-    ) -> dict[str, Tensor] | None:
-        """One rank's tensors on another; None on all that they do not come to. All ranks may call it."""
+    def moved(self, state: dict[str, Tensor] | None, source: int, to: int) -> dict[str, Tensor] | None:
+        """One rank's tensors in the CPU's memory of another; None on all that they do not come to.
+
+        All ranks may call it. Where source and destination are one, they stay where they are.
+        """
         if source == to:
             return state if self.rank == to else None
         if self.rank == source:
             assert state is not None
-            self.give(to, list(state), list(state.values()))
+            self.give(to, list(state), list(state.values()), resting=True)
         if self.rank != to:
             return None
-        names, tensors = self.take(source, device)
+        names, tensors = self.take(source, "cpu")
         return dict(zip(names, tensors, strict=True))
 
     def spread(self, state: dict[str, Tensor] | None, source: int) -> dict[str, Tensor]:
@@ -218,6 +219,12 @@ def _outcome(error: BaseException | None) -> int:
     if error is None:
         return WELL
     return next((code for code, kind in COMMON.items() if isinstance(error, kind)), FAILED)
+
+
+def _landing(device: torch.device | str) -> torch.device:
+    """Where NCCL puts what goes on to this device: it writes to no CPU's memory."""
+    wanted = torch.device(device)
+    return wanted if wanted.type == "cuda" else torch.device("cuda", torch.cuda.current_device())
 
 
 def _bytes(tensor: Tensor) -> Tensor:

@@ -60,9 +60,12 @@ class Extent:
             reached = (
                 "they are too few to compare" if done.agreement is None else f"they agree to {done.agreement:.2g}"
             )
+            limited = self.max_items is not None and sum(done.items) >= self.max_items
+            ended = f"max_items={self.max_items} stopped it" if limited else "the source ended"
+            more = "A larger max_items" if limited else "More source data"
             warnings.warn(
-                f"the source ended after {sum(done.items)} items, before two halves of it agreed to {self.until:.2g}: "
-                f"{reached}. More source data would make the curvature better known",
+                f"{ended} after {sum(done.items)} items, before two halves agreed to {self.until:.2g}: {reached}. "
+                f"{more} would make the curvature better known",
                 stacklevel=2,
             )
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from holdfast.curvature.absolute import Absolute as AbsoluteCurvature
+from holdfast.layers import device_of, own_precision
 from holdfast.penalties.anchored import Anchored
 from holdfast.penalties.prices import homogeneous_form
 from holdfast.shifts.shift import Shift
@@ -37,14 +38,17 @@ class Absolute(Anchored):
 
     def __call__(self) -> Tensor:
         """strength * sum F |D|, a 0-d tensor."""
-        forms = [form for _, form in self._priced(damped=True)]
+        with own_precision(device_of(self.model)):
+            forms = [form for _, form in self._priced(damped=True)]
         total = self.strength * torch.stack([form.to(forms[0].device) for form in forms]).sum()
         self._value = total.detach()
         return total
 
     @torch.no_grad()
     def per_layer(self) -> dict[str, float]:
-        """sum F |D| of each layer, undamped, summed over the anchors by weight."""
+        """sum F |D| of each layer, undamped, summed over the anchors by weight; a forecaster's instead."""
+        if self._forecaster is not None:
+            return super().per_layer()
         total: dict[str, float] = {}
         for name, form in self._priced(damped=False):
             total[name] = total.get(name, 0.0) + float(form)

@@ -67,6 +67,11 @@ class Anchored(Regularizer):
 
     def _check_kind(self, anchor: Anchor) -> None:
         needs = self.needs
+        if needs is None and not all(curvature.squares for curvature in anchor.curvatures.values()):
+            raise HoldfastError(
+                f"curvature {anchor.kind!r} prices the size of a move, and the {self.name} penalty its square",
+                remedy=f"the {anchor.kind} penalty (--set form={anchor.kind}), or another curvature",
+            )
         if needs is not None and not all(isinstance(curvature, needs) for curvature in anchor.curvatures.values()):
             raise HoldfastError(
                 f"the {self.name} penalty can't use an anchor of curvature {anchor.kind!r}",
@@ -94,7 +99,9 @@ class Anchored(Regularizer):
         return sum(w * half for w, half in zip(self.weights, halves, strict=True)) / sum(self.weights)
 
     def per_layer(self) -> dict[str, float]:
-        """1/2 q_l of each layer, undamped, summed over the anchors by weight."""
+        """1/2 q_l of each layer, undamped: of the anchor that only forecasts, else summed by weight."""
+        if self._forecaster is not None:
+            return self._forecaster.per_layer()
         total: dict[str, float] = {}
         for weight, one in zip(self.weights, self.prices, strict=True):
             for name, half in one.per_layer().items():

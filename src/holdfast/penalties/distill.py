@@ -53,8 +53,8 @@ class Distill(Regularizer):
         progress: show progress bars.
 
     Raises:
-        HoldfastError: no source items, a model that can't be sampled, adapters that changed the base weights, or a
-            model of which nothing but a loss is known.
+        HoldfastError: no source items, a model that can't be sampled, adapters that changed the base weights, a
+            model of which nothing but a loss is known, or answers to be stored of recordings that are padded unseen.
     """
 
     name = "distill"
@@ -129,6 +129,7 @@ class Distill(Regularizer):
     @torch.no_grad()
     def _cached(self, top_k: int, progress: bool) -> list[tuple[Tensor, ...]]:
         """The teacher's answers to each row."""
+        self.source.check_storable()
         cache = []
         count = len(self.source.rows)
         with teaching(self.model), track("teacher", count, shown=progress, unit="sequence") as advance:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from holdfast.anchor import Anchor
 from holdfast.curvature.curvature import Coupled, Curvature
 from holdfast.errors import HoldfastError
-from holdfast.layers import device_of
+from holdfast.layers import device_of, own_precision
 from holdfast.parts import Part, parts_in
 from holdfast.penalties.since import readers_since
 from holdfast.shifts.shift import Form, Shift
@@ -61,7 +61,10 @@ class Prices:
 
     def form(self, *, damped: bool = True) -> Tensor:
         """q, summed over layers, and between them where the curvature couples them: 0-d, differentiable."""
-        curvatures = self.beside_weights(damped=damped)
+        with own_precision(device_of(self.model)):
+            return self._form(self.beside_weights(damped=damped))
+
+    def _form(self, curvatures: dict[str, Curvature]) -> Tensor:
         kind: Any = type(next(iter(curvatures.values())))
         if issubclass(kind, Coupled):
             return kind.joint(curvatures, {name: self.readers[name]() for name in curvatures})
@@ -72,7 +75,8 @@ class Prices:
     def per_layer(self) -> dict[str, float]:
         """1/2 q_l of each layer, undamped; a coupled curvature adds what lies between layers."""
         self._follow_model()
-        own = {n: 0.5 * float(quadratic_form(self.readers[n](), c)) for n, c in self.curvatures.items()}
+        with own_precision(device_of(self.model)):
+            own = {n: 0.5 * float(quadratic_form(self.readers[n](), c)) for n, c in self.curvatures.items()}
         if any(isinstance(curvature, Coupled) for curvature in self.curvatures.values()):
             own[BETWEEN] = 0.5 * float(self.form(damped=False)) - sum(own.values())
         return own

@@ -67,6 +67,17 @@ class SourceRows:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + passes)
         return int(torch.randperm(len(self.rows), generator=generator)[place])
 
+    def check_storable(self) -> None:
+        """Raise HoldfastError where an input alone has other items than in a batch: padding that no mask tells."""
+        name = next((name for name in SPEECH if name in self.rows[0]), None)
+        if name is None or MASK in self.rows[0] or len({row[name].shape for row in self.rows}) == 1:
+            return
+        raise HoldfastError(
+            f"{name} differ in length and come without an attention_mask: their padding counts as sound, and answers "
+            "stored of each alone are not those of a batch",
+            remedy="pass an attention_mask, recordings of one length, or leave top_k at None",
+        )
+
     def batch(self, chosen: list[int], model: nn.Module) -> dict[str, Tensor]:
         """The chosen rows as one batch on the model's device, padded on the right."""
         return to_device(_together([self.rows[i] for i in chosen]), device_of(model))

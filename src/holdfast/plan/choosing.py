@@ -1,8 +1,6 @@
 """How each layer's curvature is kept: in full where that fits, in smaller structures where it does not."""
 
-from dataclasses import dataclass, replace
-from functools import cache, cached_property
-from itertools import pairwise
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from holdfast import catalogue, factors
@@ -10,14 +8,12 @@ from holdfast.curvature.curvature import Curvature
 from holdfast.curvature.statistic import LayerSize, Reading
 from holdfast.errors import HoldfastError
 from holdfast.factors.amount import Amount
-from holdfast.factors.factor import Storage
 from holdfast.memory import bytes_of, text_of
+from holdfast.plan.plan import FLOAT, Plan, kept, suits
 from holdfast.plan.shapes import Shapes, of_config
 from holdfast.targets import ALL_LINEAR, Targets
 
 WIDEST = 30_000  # a side that may have to be kept in full: above the MLPs of known models, below vocabularies
-FLOAT = 4  # bytes of a number of the sums
-SIDES = ("inputs", "gradients")
 
 
 class _Side(NamedTuple):
@@ -26,69 +22,6 @@ class _Side(NamedTuple):
     width: int
     name: str
     layers: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How each layer's curvature is kept.
-
-    Attributes:
-        kind: of curvature.
-        sizes: layer -> its size, with the storages of both sides.
-        leaders: as in `holdfast.plan.shapes.Shapes`.
-        reading: how rows are read.
-        budget: bytes, where there is one.
-        each: bytes of a number in memory.
-        notes: what was decided without being asked for.
-    """
-
-    kind: type[Curvature]
-    sizes: dict[str, LayerSize]
-    leaders: dict[str, str]
-    reading: Reading
-    budget: int | None = None
-    each: int = FLOAT
-    notes: tuple[str, ...] = ()
-
-    @property
-    def layers(self) -> dict[str, Amount]:
-        """Layer -> what it takes; what layers share is counted with the first of them."""
-        return {name: self.amount(name) for name in self.sizes}
-
-    def amount(self, layer: str) -> Amount:
-        """What one layer takes."""
-        leads, after = self.leaders.get(layer, layer) == layer, self.following.get(layer)
-        return _amount(self.kind, self.sizes[layer], self.reading, leads, None if after is None else self.sizes[after])
-
-    @cached_property
-    def following(self) -> dict[str, str]:
-        """Layer -> the next one of its chain."""
-        chains: dict[str, list[str]] = {}
-        for name, size in self.sizes.items():
-            chains.setdefault(size.chain, []).append(name)
-        return {before: name for chain in chains.values() for before, name in pairwise(chain)}
-
-    @property
-    def total(self) -> Amount:
-        """What all layers take together."""
-        return sum(self.layers.values(), Amount())
-
-    @property
-    def bytes(self) -> int:
-        """The most that is in memory at a time."""
-        return self.total.held * self.each
-
-    @property
-    def sided(self) -> bool:
-        """Whether the kind's memory depends on the storages of the sides."""
-        return any(_sided(self.kind, size, self.reading) for size in set(self.sizes.values()))
-
-    def facts(self) -> dict[str, Any]:
-        """The plan as it is recorded in an anchor."""
-        layers = {name: {side: getattr(size, side).name for side in SIDES} for name, size in self.sizes.items()}
-        return {"budget": self.budget, "bytes": self.bytes, "notes": list(self.notes)} | (
-            {"layers": layers} if self.sided else {}
-        )
 
 
 def make(
@@ -124,9 +57,32 @@ def make(
         sizes = {name: _narrowed(size, ladder[-1], WIDEST) for name, size in shapes.sizes.items()}
         plan = replace(plan, sizes=sizes, notes=_notes(shapes.sizes, sizes))
     elif storage is not None:
-        factors.storage(storage)  # refused where no side is asked for its storage, too
+        _check_suits(plan, storage)
         plan = replace(plan, sizes={n: _narrowed(s, storage, 0) if plan.sided else s for n, s in plan.sizes.items()})
-    return plan if budget is None or plan.bytes <= budget else _fitted(plan, ladder[1:], budget)
+    if budget is not None and plan.bytes > budget:
+        plan = _fitted(plan, ladder[1:], budget)
+    return replace(plan, notes=(*plan.notes, *_broken(plan)))
+
+
+def _check_suits(plan: Plan, storage: str) -> None:
+    if not suits(plan, storage):
+        names = dict.fromkeys(name.split(":")[0] for name in (*plan.kind.ladder, "blocks"))
+        raise HoldfastError(
+            f"storage={storage!r} is nothing that curvature {plan.kind.kind!r} can be kept in",
+            wanted=f"one of {', '.join(names)}" if plan.sided else "",
+            causes=[] if plan.sided else ["it has no factor on each side of a layer, which a storage is of"],
+            remedy="leave it out, or choose another curvature, kronecker say",
+        )
+
+
+def _broken(plan: Plan) -> tuple[str, ...]:
+    """What is lost where sides are not full: blocks between neighbours."""
+    lost = sum(not linked for linked in plan.links.values())
+    if not lost:
+        return ()
+    return (
+        f"{lost} of {len(plan.links)} blocks between neighbouring layers are left out: they need all four sides full",
+    )
 
 
 def from_config(
@@ -157,7 +113,7 @@ def _fitted(plan: Plan, ladder: tuple[str, ...], budget: int) -> Plan:
                 continue
             touched = {*side.layers, *(before[name] for name in side.layers if name in before)}
             total -= sum(map(plan.amount, touched), Amount())
-            sizes |= {name: _kept(sizes[name], side.name, storage) for name in side.layers}
+            sizes |= {name: kept(sizes[name], side.name, storage) for name in side.layers}
             total += sum(map(plan.amount, touched), Amount())
             if total.held * plan.each <= budget:
                 return plan
@@ -181,34 +137,13 @@ def _sides(plan: Plan) -> list[_Side]:
     return sorted(found, key=lambda side: (-side.width, -order.index(side.layers[0])))
 
 
-@cache
-def _amount(
-    kind: type[Curvature], size: LayerSize, reading: Reading, leads: bool, following: LayerSize | None
-) -> Amount:
-    """What a layer takes, without what it shares with a layer before it."""
-    return sum((a for a in kind.numbers(size, reading, following).values() if leads or not a.shared), Amount())
-
-
-@cache
-def _sided(kind: type[Curvature], size: LayerSize, reading: Reading) -> bool:
-    narrow, full = (
-        replace(size, inputs=storage, gradients=storage) for storage in map(factors.storage, ("diagonal", "full"))
-    )
-    return kind.numbers(narrow, reading) != kind.numbers(full, reading)
-
-
 def _narrowed(size: LayerSize, name: str, above: int) -> LayerSize:
     """The size with sides of more numbers than `above` in that storage, where it is the smaller one."""
     storage = factors.storage(name)
     for side, width in (("inputs", size.inn), ("gradients", size.out)):
         if width > above and storage.numbers(width) < getattr(size, side).numbers(width):
-            size = _kept(size, side, storage)
+            size = kept(size, side, storage)
     return size
-
-
-def _kept(size: LayerSize, side: str, storage: Storage) -> LayerSize:
-    """The size with one of its `SIDES` in that storage."""
-    return replace(size, inputs=storage) if side == SIDES[0] else replace(size, gradients=storage)
 
 
 def _notes(before: dict[str, LayerSize], after: dict[str, LayerSize]) -> tuple[str, ...]:
@@ -229,13 +164,13 @@ def _too_large(plan: Plan, budget: int) -> HoldfastError:
     ]
     instead = f", or curvature={' or '.join(repr(kind.kind) for kind in others)}" if others else ""
     return HoldfastError(
-        f"curvature {plan.kind.kind!r} of {len(plan.sizes)} layers takes at least {plan.bytes} bytes "
-        f"({text_of(plan.bytes)}) in the storages it has, and the budget is {budget} ({text_of(budget)})",
+        f"curvature {plan.kind.kind!r} of {len(plan.sizes)} layers takes at least {text_of(plan.bytes)} "
+        f"({plan.bytes} bytes) in the storages it has, and the budget is {text_of(budget)} ({budget} bytes)",
         wanted="a budget that holds the running sums and the finished curvature",
-        remedy=f"give {plan.bytes} bytes or more, fewer targets{instead}",
+        remedy=f"give that much or more, or fewer targets{instead}",
     )
 
 
 def _smallest(plan: Plan, kind: type[Curvature]) -> Plan:
     sizes = {name: _narrowed(size, kind.ladder[-1], 0) for name, size in plan.sizes.items()}
-    return replace(plan, kind=kind, sizes=sizes)
+    return replace(plan, kind=kind, sizes=sizes, reading=replace(plan.reading, per=kind.per))

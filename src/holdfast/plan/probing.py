@@ -1,6 +1,7 @@
 """The plan for a model at hand: its first batch shows which layers read the same tensor."""
 
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from itertools import chain, islice
 from typing import Any
 
@@ -11,7 +12,8 @@ from holdfast.curvature.statistic import LayerSize, Reading
 from holdfast.likelihood import Items
 from holdfast.measuring.sharding import groups_in
 from holdfast.parts import Part
-from holdfast.plan.choosing import FLOAT, Plan, make
+from holdfast.plan.choosing import make
+from holdfast.plan.plan import FLOAT, Plan
 from holdfast.plan.shapes import Shapes
 
 
@@ -37,11 +39,18 @@ def for_model(
         first, batches = _peeked(batches)
         if first:
             found = groups_in(reader, modules, first[0])
+            reading = replace(reading, length=_length(first[0], reading.length))
     double = torch.float64 in (reading.dtype, *(part.tensor.dtype for part in parts.values()))
     plan = make(
         Shapes(sizes, found), kind, reading, memory=memory, storage=storage, each=2 * FLOAT if double else FLOAT
     )
     return plan, batches
+
+
+def _length(batch: Any, usual: int) -> int:
+    """Tokens of a sequence, which stored samples of whole sequences take room for."""
+    ids = batch.get("input_ids") if isinstance(batch, Mapping) else None
+    return usual if ids is None else int(ids.shape[-1])
 
 
 def _peeked(batches: Iterable[Any]) -> tuple[list[Any], Iterable[Any]]:

@@ -8,7 +8,8 @@ from itertools import groupby
 from holdfast import catalogue
 from holdfast.curvature.statistic import Reading
 from holdfast.factors.amount import Amount
-from holdfast.plan.choosing import FLOAT, Plan, make
+from holdfast.plan.choosing import make
+from holdfast.plan.plan import FLOAT, Plan, suits, uncoupled
 from holdfast.plan.shapes import Shapes
 
 STORAGES = ("full", "blocks:2048", "blocks:1024", "low-rank:512", "low-rank:256", "low-rank:64", "diagonal")
@@ -111,10 +112,14 @@ def choices(shapes: Shapes, reading: Reading | None = None) -> list[Choice]:
     for name in catalogue.names("curvature"):
         kind = catalogue.curvature(name)
         suited = replace(reading or Reading(), per=kind.per)
-        plans = {storage: make(shapes, kind, suited, storage=storage) for storage in STORAGES}
-        least = plans[STORAGES[-1]].total
-        for storage, plan in plans.items() if plans[STORAGES[0]].sided else [("", plans[STORAGES[0]])]:
-            if storage in ("", STORAGES[-1]) or plan.total.used > least.used:  # else it is the last one, in disguise
+        full = make(shapes, kind, suited, storage=STORAGES[0])
+        asked = [storage for storage in STORAGES if suits(full, storage)]
+        plans = {storage: make(shapes, kind, suited, storage=storage) for storage in asked}
+        least = plans[asked[-1]]
+        for storage, plan in plans.items() if full.sided else [("", full)]:
+            whole = storage in ("", STORAGES[0])
+            disguised = plan.total == full.total or (plan is not least and plan.total.used <= least.total.used)
+            if whole or not (disguised or uncoupled(plan)):
                 found.append(Choice(name, storage, Bytes.of(plan.total)))
     return found
 

@@ -80,5 +80,5 @@ def caption(setting: Setting) -> str:
     """The layer that carries most of the forecast, in words."""
     values = layers(setting)
     total, (name, most) = sum(values.values()), max(values.items(), key=lambda pair: pair[1])
-    share = f": {100 * most / total:.0f}\u00a0% of {total:.3f} nats" if total > 0 else ""
+    share = f": {100 * most / total:.0f}\u00a0% of {total:.2g} nats" if total > 0 else ""
     return f"{penalty_name(setting.penalty)}: most in {name}{share}."

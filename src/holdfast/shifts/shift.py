@@ -6,6 +6,8 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor
 
+from holdfast.layers import own_precision
+
 
 class Form(Protocol):
     """What a shift asks of a curvature (see `holdfast.curvature.curvature`): a map C, homogeneous of any degree."""
@@ -78,7 +80,8 @@ class _Priced(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, shift: Shift, form: Form, degree: int, *parts: Tensor) -> Tensor:
-        products = shift.products(form)
+        with own_precision(parts[0].device):
+            products = shift.products(form)
         ctx.degree = degree
         ctx.save_for_backward(*products)
         return (parts[0] * products[0]).sum()
