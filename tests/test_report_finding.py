@@ -5,7 +5,7 @@ from report_rows import COMPARISON, row
 
 from holdfast.report.comparison import compare, least_forgetting
 from holdfast.report.finding import finding, support
-from holdfast.report.heat import heat
+from holdfast.report.heat import caption, heat
 from holdfast.report.words import old_data, setting_name
 
 
@@ -63,6 +63,12 @@ def test_layers_without_numbers_become_bars():
     drawn = heat(grid, "token").data[0]
     assert drawn.y == ("a: x", "b: x")
     assert [list(line) for line in drawn.z] == [[0.1, 0.2], [0.3, None]]
+
+
+def test_what_lies_between_layers_is_no_layer():
+    [setting] = compare([row("kronecker", 1.0, per_layer={"a.0.x": 0.1, "a.1.x": 0.2, "between layers": 0.7})])
+    said = caption(setting).replace("\u00a0", " ")
+    assert "most in a.1.x: 20 % of 1 nats; 70 % is of layers together" in said
 
 
 def test_settings_are_chosen_by_validation_where_there_is_one():

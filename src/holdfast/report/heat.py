@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
+from holdfast.penalties.prices import BETWEEN
 from holdfast.report.canvas import canvas
 from holdfast.report.comparison import Setting, number
 from holdfast.report.words import penalty_name
@@ -79,6 +80,8 @@ def _bars(values: dict[str, float], item: str) -> Any:
 def caption(setting: Setting) -> str:
     """The layer that carries most of the forecast, in words."""
     values = layers(setting)
-    total, (name, most) = sum(values.values()), max(values.items(), key=lambda pair: pair[1])
+    total, between = sum(values.values()), values.pop(BETWEEN, None)
+    name, most = max(values.items(), key=lambda pair: pair[1])
     share = f": {100 * most / total:.0f}\u00a0% of {total:.2g} nats" if total > 0 else ""
-    return f"{penalty_name(setting.penalty)}: most in {name}{share}."
+    joint = "" if between is None or total <= 0 else f"; {100 * between / total:.0f}\u00a0% is of layers together"
+    return f"{penalty_name(setting.penalty)}: most in {name}{share}{joint}."
