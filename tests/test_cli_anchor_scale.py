@@ -82,6 +82,9 @@ def test_a_budget_is_planned_before_time_is_spent(place, tmp_path, out):  # noqa
     plan = facts(tmp_path / "a")["plan"]
     assert plan["bytes"] <= plan["budget"] == 40_000
     assert plan["layers"]["model.layers.0.mlp.down_proj"]["inputs"] == "low-rank:16"
+    assert done.json["captured"]["side"] in ("inputs", "gradients")
+    assert 0 < done.json["captured"]["least"] <= done.json["captured"]["mean"] <= 1
+    assert "Sketches hold" in succeeded(*asked(place, tmp_path / "b", "--memory", "40KB")).err
     refused(*asked(place, out, "--memory", "100B"), says=["takes at least", "the budget is 100"])
     refused(*asked(place, out, "--memory", "lots"), says=["memory: 'lots' is no amount of memory", "4GiB"])
 

@@ -120,10 +120,20 @@ def _summary(anchor: Anchor, out: Path, started: float) -> dict[str, Any]:
         "items": anchor.items,
         "item": anchor.facts.get("item") or "token",
         "agreement": anchor.facts.get("agreement"),
+        "captured": _captured(anchor),
         "seconds": time.perf_counter() - started,
         "megabytes": sum(file.stat().st_size for file in out.iterdir()) / 1e6,
         "out": str(out),
     }
+
+
+def _captured(anchor: Anchor) -> dict[str, Any] | None:
+    """Of the traces of sketched sides, what share lies along directions: the mean, the least, and of which layer."""
+    shares = {(n, side): share for n, own in anchor.facts.get("captured", {}).items() for side, share in own.items()}
+    if not shares:
+        return None
+    layer, side = min(shares, key=lambda key: shares[key])
+    return {"mean": sum(shares.values()) / len(shares), "least": shares[layer, side], "layer": layer, "side": side}
 
 
 def _measured(recipe: AnchorRecipe, model: Any, rows: list[Row], sums: Path) -> Anchor:

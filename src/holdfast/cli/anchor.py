@@ -189,6 +189,11 @@ def _measure(settings: Any, out: Path, resume: bool, as_json: bool) -> None:
         print_json(facts)
         return
     _say(facts, f"in {facts['seconds']:.1f} s")
+    if held := facts["captured"]:
+        say(
+            f"Sketches hold {held['mean']:.0%} of the traces along directions, the rest by its diagonal alone (least: "
+            f"{held['least']:.0%}, {held['side']} of {held['layer']})"
+        )
     if settings.until is not None and (facts["agreement"] or 1) <= settings.until:  # else a note has said why not
         say(f"Known to {facts['agreement']:.3f} along its leading directions ({settings.until} asked for)")
     say(f"Use it: holdfast tune --model {settings.model} --target DATA {_use(settings.curvature, out)} --out OUT")

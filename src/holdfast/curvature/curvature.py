@@ -15,8 +15,8 @@ from holdfast.curvature.statistic import LayerSize, Reading, Statistic
 from holdfast.factors.amount import Amount
 from holdfast.rows.origin import Per
 
-# No blocks: with as many numbers, their error of q on real LoRA shifts was 1.5 to 2.8 times that of a low rank
-# (the shipped model, widths 128 and 384, ranks 16 to 64).
+# No blocks: with as many numbers, their error of q on a real LoRA shift was 1.1 to 1.4 times that of a low rank
+# (benchmarks/results/quality.json: the shipped model, widths 128 and 384).
 LADDER = ("full", "low-rank:256", "low-rank:64", "low-rank:16", "diagonal")
 
 
