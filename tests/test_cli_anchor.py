@@ -46,7 +46,18 @@ def test_options_reach_the_anchor(place, tmp_path):  # noqa: F811
     assert known["facts"]["products"] == "bfloat16"
     assert known["facts"]["recipe"]["source"]["path"] == str(place.source)
     assert 100 <= known["items"] < 100 + 8 * LENGTH[1]
-    known_facts = {"curvature", "layers", "items", "item", "agreement", "seconds", "megabytes", "source", "out"}
+    known_facts = {
+        "curvature",
+        "layers",
+        "items",
+        "item",
+        "agreement",
+        "captured",
+        "seconds",
+        "megabytes",
+        "source",
+        "out",
+    }
     assert set(done.json) == known_facts
     assert (done.json["layers"], done.json["items"]) == (4, known["items"])
 

@@ -96,3 +96,10 @@ def test_the_model_comes_first() -> None:
         Penalty(anchor, model)
     with pytest.raises(HoldfastError, match=r"wanted.*Together\(model, terms"):
         Together([Penalty(model, anchor)], model)
+
+
+def test_penalties_tell_what_they_are() -> None:
+    model = adapt("lora", NETWORKS["mlp"])
+    penalty = Penalty(model, [anchor_of("mlp", "kronecker"), anchor_of("mlp", "diagonal")], 4.0)
+    assert repr(penalty) == "Penalty(kronecker + diagonal, strength=4.0, 3 layers)"
+    assert repr(Together(model, [penalty], 2.0)) == f"Together({penalty!r}, strength=2.0)"

@@ -72,13 +72,15 @@ class TuneRecipe(Settings):
             )
         if not self.anchors and (key := next(filter(self.changed, ("form", "prior", "forecast")), None)):
             asked = f"{key}={getattr(self, key)}"
-            raise ValueError(f"{asked} is of the penalty on an anchor's shifts, and no anchor is named")
+            raise ValueError(f"{asked} is of the penalty on an anchor's shifts, and no anchor is named: pass --anchor")
         if self.prior and self.changed("form"):
             raise ValueError(f"prior={self.prior} is a part of the quadratic form, and form is {self.form!r}")
         if self.draws > 1 and self.fisher != "sampled":
             raise ValueError(f"draws={self.draws} draws labels from the model, and fisher is {self.fisher!r}")
         if self.anchor_weights is not None and len(self.anchor_weights) != self.anchors:
-            raise ValueError(f"{len(self.anchor_weights)} anchor_weights for {self.anchors} anchors: one for each")
+            raise ValueError(
+                f"{len(self.anchor_weights)} anchor_weights for {self.anchors} anchors: --anchor-weight once for each"
+            )
         return self
 
     @field_validator("anchor_weights")

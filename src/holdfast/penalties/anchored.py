@@ -65,6 +65,10 @@ class Anchored(Regularizer):
         self._value: float | Tensor = 0.0
         warn_of_unpriced(model, set().union(*(one.reached() for one in self.prices)))
 
+    def __repr__(self) -> str:
+        kinds = " + ".join(one.kind for one in self.anchors)
+        return f"{type(self).__name__}({kinds}, strength={self.strength}, {len(self.prices[0].readers)} layers)"
+
     def _check_kind(self, anchor: Anchor) -> None:
         needs = self.needs
         if needs is None and not all(curvature.squares for curvature in anchor.curvatures.values()):

@@ -90,6 +90,9 @@ class Distill(Regularizer):
         self._cache = None if top_k is None else self._cached(top_k, progress)
         self._recent: deque[float] = deque(maxlen=REMEMBERED)
 
+    def __repr__(self) -> str:
+        return f"Distill({self.on}, weight={self.weight}, {len(self.source.rows)} inputs)"
+
     def __call__(self) -> Tensor:
         """weight * divergence at this step's inputs, a 0-d tensor; 0 at the steps that `every` skips."""
         step = self.source.now(self.step)

@@ -51,6 +51,9 @@ class Together(Regularizer):
         if any(term.model is not model for term in self.terms):
             raise HoldfastError("a term was built on another model", remedy="build all terms on the model you train")
 
+    def __repr__(self) -> str:
+        return f"Together({', '.join(map(repr, self.terms))}, strength={self.strength})"
+
     @property
     def shared(self) -> bool:  # type: ignore[override]
         """Whether every rank computes the same value: as soon as one term draws data of its own, none does."""
