@@ -123,6 +123,32 @@ def test_merging_what_does_not_add_up(place, parts, tmp_path, out):  # noqa: F81
             says=["fisher is 'data' in one, 'sampled' in another"])  # fmt: skip
 
 
+def test_tasks_one_after_another(parts, tmp_path, out):  # noqa: F811
+    asked_for = ("anchor", "--accumulate", parts / "a", parts / "b", "--decay", 0.5)
+    done = succeeded(*asked_for, "--out", tmp_path / "c")
+    assert "of 2 tasks" in done.err
+    assert "one Kronecker product with the same partial traces" in done.err
+    known = facts(tmp_path / "c")["facts"]
+    assert [task["share"] for task in known["tasks"]] == [0.5, 1.0]
+    old, new, both = (Anchor.load(folder) for folder in (parts / "a", parts / "b", tmp_path / "c"))
+    for name, curvature in both.curvatures.items():
+        traces = [c.curvatures[name].inputs.diagonal().sum() * c.curvatures[name].gradients.diagonal().sum()
+                  for c in (old, new)]  # fmt: skip
+        found = curvature.inputs.diagonal().sum() * curvature.gradients.diagonal().sum()
+        assert_close(found, 0.5 * traces[0] + traces[1], rtol=1e-4, atol=0)
+    again = succeeded("anchor", "--accumulate", tmp_path / "c", parts / "b", "--out", tmp_path / "d", "--json").json
+    assert len(again["tasks"]) == 3
+    for arguments, says in (
+        (("--accumulate", parts / "a"), "the anchor of the tasks before and the new task's, not 1"),
+        (("--accumulate", parts / "a", parts / "b", "--merge"), "has no use for --accumulate"),
+        (("--merge", parts / "a", parts / "b", "--decay", 2), "has no use for --decay"),
+        (("--decay", 2), "it weighs the tasks before a new one"),
+    ):
+        failed = run("anchor", *arguments, "--out", out)
+        assert failed.status == 2
+        assert says in " ".join(failed.err.replace("│", " ").split())
+
+
 REFUSED = {
     "fisher": (("--fisher", "nonsense"), ["fisher: it should be 'sampled', 'data' or 'exact' (got 'nonsense')"]),
     "draws": (("--draws", 2, "--fisher", "data"), ["draws=2 draws labels from the model, and fisher is 'data'"]),

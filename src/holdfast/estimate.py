@@ -100,10 +100,7 @@ def merge_on(folders: Sequence[Path], out: Path, storage: str) -> dict[str, Any]
     Raises:
         HoldfastError: a folder that is no anchor, anchors that do not add up (see `Anchor.merge`), no space.
     """
-    if storage not in STORAGES:
-        raise HoldfastError(f"--storage {storage}", wanted=f"one of {', '.join(STORAGES)}")
-    require_folder(out)
-    check_destination(out)
+    _check_target(out, storage)
     started = time.perf_counter()
     merged = Anchor.load(folders[0])
     for folder in folders[1:]:  # one by one: two are in memory at a time, however many there are
@@ -111,6 +108,28 @@ def merge_on(folders: Sequence[Path], out: Path, storage: str) -> dict[str, Any]
     with output_folder(out.parent):
         merged.save(out, STORAGES[storage])
     return _summary(merged, out, started) | {"parts": merged.facts["parts"]}
+
+
+def accumulate_on(old: Path, new: Path, out: Path, storage: str, decay: float) -> dict[str, Any]:
+    """Add a new task's anchor to that of the tasks before and save the sum; returns what it is.
+
+    Raises:
+        HoldfastError: a folder that is no anchor, anchors that do not add up (see `Anchor.accumulate`), no space.
+    """
+    _check_target(out, storage)
+    started = time.perf_counter()
+    found = Anchor.accumulate(Anchor.load(old), Anchor.load(new), decay)
+    with output_folder(out.parent):
+        found.save(out, STORAGES[storage])
+    told = {"tasks": found.facts["tasks"], "approximation": found.facts.get("approximation")}
+    return _summary(found, out, started) | told
+
+
+def _check_target(out: Path, storage: str) -> None:
+    if storage not in STORAGES:
+        raise HoldfastError(f"--storage {storage}", wanted=f"one of {', '.join(STORAGES)}")
+    require_folder(out)
+    check_destination(out)
 
 
 def _summary(anchor: Anchor, out: Path, started: float) -> dict[str, Any]:

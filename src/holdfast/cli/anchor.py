@@ -1,10 +1,11 @@
-"""`holdfast anchor`: measure what moves cost, once, on old data; or merge what was measured apart."""
+"""`holdfast anchor`: measure what moves cost, once, on old data; or put together what was measured apart."""
 
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from holdfast.cli import anchor_together as together
 from holdfast.cli.options import flag, option
 
 DATA, MEASURE, SCALE, MORE = "Data", "Measuring", "Scale", "Output"
@@ -14,7 +15,8 @@ def anchor(
     paths: Annotated[
         list[Path] | None,
         typer.Argument(
-            metavar="RECIPE", help="A YAML file of settings; options beside it win. With --merge, anchors."
+            metavar="RECIPE",
+            help="A YAML file of settings; options beside it win. With --merge or --accumulate, anchors.",
         ),
     ] = None,
     model: Annotated[str | None, option("Folder or hub id of the pre-trained model.", "MODEL")] = None,
@@ -23,6 +25,12 @@ def anchor(
         str | None, option('Old data: a file, a folder, a hub id, or "self": text the model samples.', "DATA")
     ] = None,
     merge: Annotated[bool, flag("--merge", "Merge anchors of different data: --merge A B --out C.")] = False,
+    accumulate: Annotated[
+        bool, flag("--accumulate", "Add a new task's anchor to the tasks before: --accumulate OLD NEW --out C.")
+    ] = False,
+    decay: Annotated[
+        float | None, option("How much the tasks before count, with --accumulate.", "NUMBER", default="1")
+    ] = None,
     plan: Annotated[bool, flag("--plan", "Only print what it would take; a config.json is enough.", SCALE)] = False,
     memory: Annotated[
         str | None, option("Budget of the sums, 4GiB say: wide layers are kept in less.", "AMOUNT", SCALE)
@@ -115,10 +123,17 @@ def anchor(
         "factors": factors, "offload": offload, "shard": shard, "until": until,
         "source": {"path": source, "text": text, "prompt": prompt, "completion": completion},
     }  # fmt: skip
-    if merge:
-        unfit = [name for name, asked in (("--plan", plan), ("--resume", resume)) if asked]
-        _merge(paths or [], out, given, unfit + ["--set"] * bool(changes), as_json)
+    if merge or accumulate:
+        way = together.merged if merge else together.accumulated
+        given |= {"decay": decay} if merge else {}
+        flags = (("--plan", plan), ("--resume", resume), ("--set", changes), ("--accumulate", merge and accumulate))
+        together.check_together(
+            "--merge" if merge else "--accumulate", paths or [], given, [n for n, asked in flags if asked]
+        )
+        together.print_together(*way(paths or [], _required(out), given["storage"] or "float32", decay), as_json)
         return
+    if decay is not None:
+        raise typer.BadParameter("it weighs the tasks before a new one: --accumulate OLD NEW", param_hint="--decay")
     settings = _settings(paths or [], given, changes or [])
     if plan:
         _plan(settings, as_json)
@@ -188,7 +203,7 @@ def _measure(settings: Any, out: Path, resume: bool, as_json: bool) -> None:
     if as_json:
         print_json(facts)
         return
-    _say(facts, f"in {facts['seconds']:.1f} s")
+    together.say_anchor(facts, f"in {facts['seconds']:.1f} s")
     if held := facts["captured"]:
         say(
             f"Sketches hold {held['mean']:.0%} of the traces along directions, the rest by its diagonal alone (least: "
@@ -212,37 +227,3 @@ def _use(curvature: str, out: Path) -> str:
 
 def _silence(message: str) -> None:
     """What other processes say: the first one says it."""
-
-
-def _merge(folders: list[Path], out: Path | None, given: dict[str, Any], unfit: list[str], as_json: bool) -> None:
-    """One anchor of several; what was measured is measured, so no other option has a meaning."""
-    from holdfast.cli.output import print_json, quiet_libraries
-
-    source = given["source"].values()
-    others = [n for n, v in given.items() if n not in ("storage", "source") and v is not None]
-    others += ["source"] if any(value is not None for value in source) else []
-    unfit = [f"--{name.replace('_', '-')}" for name in others] + unfit
-    if unfit:
-        raise typer.BadParameter(
-            f"it takes anchors, --out and --storage, and has no use for {', '.join(unfit)}", param_hint="--merge"
-        )
-    if len(folders) < 2:
-        raise typer.BadParameter(f"two anchors or more, not {len(folders)}: --merge A B --out C", param_hint="--merge")
-    target = _required(out)
-    quiet_libraries()
-    from holdfast.estimate import merge_on
-
-    facts = merge_on(folders, target, given["storage"] or "float32")
-    if as_json:
-        print_json(facts)
-        return
-    _say(facts, f"of {len(facts['parts'])} runs")
-
-
-def _say(facts: dict[str, Any], how: str) -> None:
-    from holdfast.cli.output import say
-
-    say(
-        f"Anchor of {facts['layers']} layers ({facts['curvature']}, {facts['megabytes']:.1f} MB) from "
-        f"{facts['items']} {facts['item']}s {how}: {facts['out']}"
-    )
