@@ -71,6 +71,18 @@ def test_the_recipe_of_a_run_repeats_it(place, anchor, diagonal, tmp_path):  # n
     assert [again.json["rows"][0][key] for key in LOSSES] == [first[key] for key in LOSSES]
 
 
+def test_both_ways_under_one_strength(place, tmp_path):  # noqa: F811
+    both = ("--curvature", "kronecker", "--set")
+    twice = row_of(place, tmp_path / "a", *both, "together=2", "--strength", 1.5, "--distill", 0.1)
+    apart = row_of(place, tmp_path / "b", *both, "seed=0", "--strength", 3, "--distill", 0.2)
+    once = row_of(place, tmp_path / "c", *both, "together=1", "--strength", 1.5, "--distill", 0.1)
+    assert (twice["penalty"], twice["together"]) == ("kronecker+distill-source", 2.0)
+    assert [twice[key] for key in LOSSES] == pytest.approx([apart[key] for key in LOSSES], rel=1e-4)
+    assert twice["source_after"] != once["source_after"]
+    alone = (*tune(place, tmp_path / "d", "--source", place.source), "--curvature", "kronecker", "--set", "together=2")
+    refused(*alone, says=["together=2.0", "ask for both"])
+
+
 def test_several_anchors_add_up(place, anchor, diagonal, tmp_path):  # noqa: F811
     alone = row_of(place, tmp_path / "alone", "--anchor", anchor, "--strength", 2)
     twice = row_of(place, tmp_path / "twice", "--anchor", anchor, "--anchor", anchor, "--strength", 1)

@@ -18,6 +18,7 @@ from holdfast.penalties.anchored import Anchored
 from holdfast.penalties.distill import Distill
 from holdfast.penalties.quadratic import Penalty
 from holdfast.penalties.regularizer import Regularizer
+from holdfast.penalties.together import Together
 from holdfast.sides import SELF, Side
 from holdfast.tune_recipe import MEASURING, TuneRecipe
 
@@ -115,6 +116,12 @@ class Holding:
         if recipe.distill > 0 and source is not None:
             found.append(_distillation(recipe, model, source))
         return found
+
+    def joined(self, model: nn.Module, penalties: list[Regularizer]) -> list[Regularizer]:
+        """What training adds to the loss: the penalties, or all of them under the recipe's one strength."""
+        if self.recipe.together is None:
+            return penalties
+        return [Together(model, penalties, self.recipe.together, shares=[1.0] * len(penalties))]
 
     def labels(self) -> list[str]:
         """What result rows call each anchor and the distillation: "kronecker", "diagonal@adapter", "distill-self"."""

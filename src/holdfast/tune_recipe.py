@@ -35,6 +35,9 @@ class TuneRecipe(Settings):
     distill_sequences: int = Field(4, ge=1)
     distill_every: int = Field(1, ge=1)
     distill_top_k: int | None = Field(None, ge=1)
+    together: float | None = Field(
+        None, ge=0, description="one strength on the anchor's penalty and the distillation, on top of their own"
+    )
     samples: int = Field(256, ge=4, description="sequences sampled from the model for --source self")
     method: str = "lora"
     rank: int = Field(8, ge=1)
@@ -73,6 +76,8 @@ class TuneRecipe(Settings):
         if not self.anchors and (key := next(filter(self.changed, ("form", "prior", "forecast")), None)):
             asked = f"{key}={getattr(self, key)}"
             raise ValueError(f"{asked} is of the penalty on an anchor's shifts, and no anchor is named: pass --anchor")
+        if self.together is not None and not (self.anchors and self.distill):
+            raise ValueError(f"together={self.together} weighs an anchor and distillation alike: ask for both")
         if self.prior and self.changed("form"):
             raise ValueError(f"prior={self.prior} is a part of the quadratic form, and form is {self.form!r}")
         if self.draws > 1 and self.fisher != "sampled":
