@@ -62,6 +62,17 @@ def test_options_reach_the_anchor(place, tmp_path):  # noqa: F811
     assert (done.json["layers"], done.json["items"]) == (4, known["items"])
 
 
+def test_what_is_read_is_of_all_the_data(place, tmp_path):  # noqa: F811
+    """A limit takes a sample of the file, not its beginning: another seed, other data."""
+    options = ("--max-items", 60, "--batch-size", 1, "--fisher", "data", "--seed")
+    short = [asked(place, tmp_path / f"{seed}", *options, seed) for seed in (0, 1)]
+    for one in short:
+        succeeded(*one)
+    assert len({facts(tmp_path / name)["facts"]["data_sha256"] for name in ("0", "1")}) == 2
+    succeeded(*short[0][:-1], 0, "--out", tmp_path / "again")
+    alike(tmp_path / "0", tmp_path / "again", rtol=0, atol=0)
+
+
 def test_a_recipe_is_the_same_run(place, tmp_path):  # noqa: F811
     succeeded(*asked(place, tmp_path / "flags", "--max-items", 100, "--fisher", "data"))
     recipe = tmp_path / "recipe.yaml"

@@ -156,7 +156,7 @@ def _captured(anchor: Anchor) -> dict[str, Any] | None:
 
 
 def _measured(recipe: AnchorRecipe, model: Any, rows: list[Row], sums: Path) -> Anchor:
-    size = recipe.batch_size
+    size, rows = recipe.batch_size, _mixed(rows, recipe.seed)
     return Anchor.estimate(
         model,
         None if recipe.source is None else [collate(rows[i : i + size]) for i in range(0, len(rows), size)],
@@ -177,6 +177,12 @@ def _measured(recipe: AnchorRecipe, model: Any, rows: list[Row], sums: Path) -> 
         checkpoint=None if recipe.source is None else sums,
         shard=recipe.shard,
     )
+
+
+def _mixed(rows: list[Row], seed: int) -> list[Row]:
+    """In a random order, the same for one seed: what is read until it is enough is of all the data, not their head."""
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))
+    return [rows[place] for place in order.tolist()]
 
 
 def _products(recipe: AnchorRecipe) -> torch.dtype | None:
