@@ -7,8 +7,9 @@ layers), 64 sequences of 128 random tokens, batches of 8. `ratio` is the CPU tim
 a forward and backward pass with all weights trainable on the same batches. `peak_mb` is the memory that a fresh
 process needs on top of model and libraries, for 16 sequences.
 
-Cases: every structure with its defaults, `kronecker-bf16` (bfloat16 products, float32 sums), `kronecker-quarter` (a
-quarter of the positions enter the sums), and `adapter-...`, on the parameters of a LoRA of rank 8. `labels` is
+Cases: every structure with its defaults, `kronecker-bf16` (rows rounded to bfloat16, products and sums in float32: a
+CPU saves nothing by it), `kronecker-quarter` (a quarter of the positions enter the sums), and `adapter-...`, on the
+parameters of a LoRA of rank 8. `labels` is
 "sampled" from the model or the "data"'s own; `per` is what is squared: each "token"'s gradient or each "sequence"'s.
 Libraries that are installed run in turn with ours; see `anchor_peers.py`.
 
