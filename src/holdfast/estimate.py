@@ -105,9 +105,7 @@ def merge_on(folders: Sequence[Path], out: Path, storage: str) -> dict[str, Any]
     merged = Anchor.load(folders[0])
     for folder in folders[1:]:  # one by one: two are in memory at a time, however many there are
         merged = Anchor.merge([merged, Anchor.load(folder)])
-    with output_folder(out.parent):
-        merged.save(out, STORAGES[storage])
-    return _summary(merged, out, started) | {"parts": merged.facts["parts"]}
+    return _written(merged, out, storage, started) | {"parts": merged.facts["parts"]}
 
 
 def accumulate_on(old: Path, new: Path, out: Path, storage: str, decay: float) -> dict[str, Any]:
@@ -119,10 +117,8 @@ def accumulate_on(old: Path, new: Path, out: Path, storage: str, decay: float) -
     _check_target(out, storage)
     started = time.perf_counter()
     found = Anchor.accumulate(Anchor.load(old), Anchor.load(new), decay)
-    with output_folder(out.parent):
-        found.save(out, STORAGES[storage])
     told = {"tasks": found.facts["tasks"], "approximation": found.facts.get("approximation")}
-    return _summary(found, out, started) | told
+    return _written(found, out, storage, started) | told
 
 
 def _check_target(out: Path, storage: str) -> None:
@@ -130,6 +126,12 @@ def _check_target(out: Path, storage: str) -> None:
         raise HoldfastError(f"--storage {storage}", wanted=f"one of {', '.join(STORAGES)}")
     require_folder(out)
     check_destination(out)
+
+
+def _written(anchor: Anchor, out: Path, storage: str, started: float) -> dict[str, Any]:
+    with output_folder(out.parent):
+        anchor.save(out, STORAGES[storage])
+    return _summary(anchor, out, started)
 
 
 def _summary(anchor: Anchor, out: Path, started: float) -> dict[str, Any]:

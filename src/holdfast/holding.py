@@ -44,7 +44,8 @@ class Holding:
             _check_measured(recipe, recipe.curvature)
         self.anchors = [Anchor.load(folder) for folder in recipe.anchor]
         self.forecast = None if recipe.forecast is None else Anchor.load(recipe.forecast)
-        _check_form(self.form, [anchor.kind for anchor in self.anchors] + [recipe.curvature or "identity"])
+        for kind in [anchor.kind for anchor in self.anchors] + [recipe.curvature or "identity"]:
+            self.form.check_squares(catalogue.curvature(kind))
         spaces = {anchor.space for anchor in self.anchors} | ({recipe.space} if recipe.curvature else set())
         if recipe.prior and "adapter" not in spaces:
             raise HoldfastError(
@@ -165,16 +166,6 @@ def _form(name: str) -> type[Anchored]:
             f"no penalty on an anchor's shifts is called {name!r}", wanted=f"one of {', '.join(anchored)}"
         )
     return forms[name]
-
-
-def _check_form(form: type[Anchored], kinds: list[str]) -> None:
-    """Prices of |D| under a penalty of squares would weigh nothing that means anything."""
-    for kind in kinds:
-        if form.needs is None and not catalogue.curvature(kind).squares:
-            raise HoldfastError(
-                f"curvature {kind} prices the size of a move, and form {form.name!r} its square",
-                remedy=f"--set form={kind}, or another curvature",
-            )
 
 
 def _distillation(recipe: TuneRecipe, model: nn.Module, source: Side) -> Distill:

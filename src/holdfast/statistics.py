@@ -103,9 +103,9 @@ class Recorder:
 
             def on_gradient(gradient: Tensor) -> None:
                 layer.hidden = False
-                layer.returned += 1
                 with own_precision(gradient.device):
                     self._add_gradients(layer, kept_inputs, gradient.detach().reshape(shape))
+                    layer.returned += 1
                     if layer.returned == layer.calls:
                         layer.flush()
 

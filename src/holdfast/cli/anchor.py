@@ -6,9 +6,9 @@ from typing import Annotated, Any
 import typer
 
 from holdfast.cli import anchor_together as together
-from holdfast.cli.options import flag, option
+from holdfast.cli.options import DATA, flag, option
 
-DATA, MEASURE, SCALE, MORE = "Data", "Measuring", "Scale", "Output"
+MEASURE, SCALE, MORE = "Measuring", "Scale", "Output"
 
 
 def anchor(
@@ -124,13 +124,14 @@ def anchor(
         "source": {"path": source, "text": text, "prompt": prompt, "completion": completion},
     }  # fmt: skip
     if merge or accumulate:
-        way = together.merged if merge else together.accumulated
-        given |= {"decay": decay} if merge else {}
-        flags = (("--plan", plan), ("--resume", resume), ("--set", changes), ("--accumulate", merge and accumulate))
-        together.check_together(
-            "--merge" if merge else "--accumulate", paths or [], given, [n for n, asked in flags if asked]
-        )
-        together.print_together(*way(paths or [], _required(out), given["storage"] or "float32", decay), as_json)
+        asked = {
+            "--decay": merge and decay is not None, "--plan": plan, "--resume": resume, "--set": changes,
+            "--accumulate": merge and accumulate,
+        }  # fmt: skip
+        folders, unfit = paths or [], [name for name, given_too in asked.items() if given_too]
+        together.check("--merge" if merge else "--accumulate", folders, given, unfit)
+        target, file = _required(out), storage or "float32"
+        together.write(folders, target, file, None if merge else 1.0 if decay is None else decay, as_json)
         return
     if decay is not None:
         raise typer.BadParameter("it weighs the tasks before a new one: --accumulate OLD NEW", param_hint="--decay")

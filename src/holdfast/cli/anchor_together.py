@@ -6,7 +6,7 @@ from typing import Any
 import typer
 
 
-def check_together(way: str, folders: list[Path], given: dict[str, Any], unfit: list[str]) -> None:
+def check(way: str, folders: list[Path], given: dict[str, Any], unfit: list[str]) -> None:
     """What was measured is measured: options of measuring have no meaning, and there must be anchors."""
     source = given["source"].values()
     others = [n for n, v in given.items() if n not in ("storage", "source") and v is not None]
@@ -25,34 +25,21 @@ def check_together(way: str, folders: list[Path], given: dict[str, Any], unfit: 
         raise typer.BadParameter(f"two anchors or more, not {len(folders)}: {way} A B --out C", param_hint=way)
 
 
-def merged(folders: list[Path], out: Path, storage: str, decay: float | None) -> tuple[dict[str, Any], str]:
-    """Anchors of different data as one: what it is, and of what."""
-    from holdfast.cli.output import quiet_libraries
+def write(folders: list[Path], out: Path, storage: str, decay: float | None, as_json: bool) -> None:
+    """Anchors of one task after another as one; with no decay, those of different data. Told in a line or as JSON."""
+    from holdfast.cli.output import print_json, quiet_libraries, say
 
     quiet_libraries()
-    from holdfast.estimate import merge_on
+    from holdfast.estimate import accumulate_on, merge_on
 
-    facts = merge_on(folders, out, storage)
-    return facts, f"of {len(facts['parts'])} runs"
-
-
-def accumulated(folders: list[Path], out: Path, storage: str, decay: float | None) -> tuple[dict[str, Any], str]:
-    """Anchors of one task after another as one: what it is, and of what."""
-    from holdfast.cli.output import quiet_libraries, say
-
-    quiet_libraries()
-    from holdfast.estimate import accumulate_on
-
-    facts = accumulate_on(folders[0], folders[1], out, storage, 1.0 if decay is None else decay)
-    if facts["approximation"]:
-        say(facts["approximation"], strong="approximation: ")
-    return facts, f"of {len(facts['tasks'])} tasks"
-
-
-def print_together(facts: dict[str, Any], how: str, as_json: bool) -> None:
-    """What was made of several anchors."""
-    from holdfast.cli.output import print_json
-
+    if decay is None:
+        facts = merge_on(folders, out, storage)
+        how = f"of {len(facts['parts'])} runs"
+    else:
+        facts = accumulate_on(folders[0], folders[1], out, storage, decay)
+        how = f"of {len(facts['tasks'])} tasks"
+        if facts["approximation"]:
+            say(facts["approximation"], strong="approximation: ")
     if as_json:
         print_json(facts)
     else:

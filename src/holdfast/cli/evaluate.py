@@ -4,9 +4,20 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
-from holdfast.cli.options import DTYPES, check_dtype, flag, option
+from holdfast.cli.options import (
+    DATA,
+    DTYPES,
+    Prompt,
+    SourceCompletion,
+    SourcePrompt,
+    SourceText,
+    Text,
+    check_dtype,
+    flag,
+    option,
+)
 
-DATA, MEASURE = "Data", "Measuring"
+MEASURE = "Measuring"
 
 
 def evaluate(
@@ -20,18 +31,11 @@ def evaluate(
     length: Annotated[int, option("Tokens per sequence.", "N", MEASURE)] = 512,
     max_items: Annotated[int, option("Stop after this many tokens per side.", "N", MEASURE, min=1)] = 200_000,
     dtype: Annotated[str, option(DTYPES, "NAME", MEASURE)] = "auto",
-    source_text: Annotated[
-        str | None, option("Column of the source's text.", "NAME", DATA, "--source-text-column")
-    ] = None,
-    source_prompt: Annotated[
-        str | None, option("Column of the source's prompts.", "NAME", DATA, "--source-prompt-column")
-    ] = None,
-    source_completion: Annotated[
-        str | None,
-        option("Column of its completions; only they are scored.", "NAME", DATA, "--source-completion-column"),
-    ] = None,
-    text: Annotated[str | None, option("Column of the target's text.", "NAME", DATA, "--text-column")] = None,
-    prompt: Annotated[str | None, option("Column of the target's prompts.", "NAME", DATA, "--prompt-column")] = None,
+    source_text: SourceText = None,
+    source_prompt: SourcePrompt = None,
+    source_completion: SourceCompletion = None,
+    text: Text = None,
+    prompt: Prompt = None,
     completion: Annotated[
         str | None, option("Column of completions; only they are scored.", "NAME", DATA, "--completion-column")
     ] = None,

@@ -1,9 +1,10 @@
 """How the commands' options are declared, so that all of their help reads alike."""
 
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
+DATA = "Data"  # the group of what says how data is read
 DTYPES = "Load the model in auto, float32, bfloat16 or float16."
 
 
@@ -37,3 +38,17 @@ def check_dtype(name: str) -> None:
     known = ("auto", "float32", "bfloat16", "float16")
     if name not in known:
         raise HoldfastError(f"--dtype {name}", wanted=f"one of {', '.join(known)}; auto keeps the checkpoint's")
+
+
+def _column(help: str, name: str) -> Any:
+    return option(help, "NAME", DATA, name)
+
+
+# Columns of the two sides' tables.
+Text = Annotated[str | None, _column("Column of the target's text.", "--text-column")]
+Prompt = Annotated[str | None, _column("Column of the target's prompts.", "--prompt-column")]
+SourceText = Annotated[str | None, _column("Column of the source's text.", "--source-text-column")]
+SourcePrompt = Annotated[str | None, _column("Column of the source's prompts.", "--source-prompt-column")]
+SourceCompletion = Annotated[
+    str | None, _column("Column of its completions; only they are scored.", "--source-completion-column")
+]

@@ -27,9 +27,6 @@ def change(row: dict[str, Any], side: str) -> float | None:
 
 
 def _print_one(row: dict[str, Any]) -> None:
-    if row["method"] == "none":
-        _print_untouched(row)
-        return
     lines = []
     for name, side in SIDES:
         before, after = row[f"{side}_before"], row[f"{side}_after"]
@@ -47,6 +44,8 @@ def _print_one(row: dict[str, Any]) -> None:
             ]
         )
     header = ["", "loss before", "after", "change", "perplexity before", "after"]
+    if row["method"] == "none":  # a model alone has no before and after
+        header, lines = ["", "loss", "perplexity"], [[name, loss, spread] for name, loss, _, _, spread, _ in lines]
     print_table(f"{_what(row)}; losses in nats per token", header, lines, right=1)
     said = []
     if row.get("predicted_forgetting") is not None:
@@ -55,17 +54,6 @@ def _print_one(row: dict[str, Any]) -> None:
         said.append(f"{row['trainable_parameters']:,} trained parameters")
     said += [f"{row['seconds']:.0f} s", f"{row['peak_memory_mb']:.0f} MB"]
     console.print("; ".join(said), highlight=False, soft_wrap=True)
-
-
-def _print_untouched(row: dict[str, Any]) -> None:
-    """A model alone has no before and after."""
-    lines = [
-        [name, number(row[f"{side}_before"]), _perplexity(row[f"{side}_before"])]
-        for name, side in SIDES
-        if row[f"{side}_before"] is not None
-    ]
-    print_table(f"{row['penalty']}; losses in nats per token", ["", "loss", "perplexity"], lines, right=1)
-    console.print(f"{row['seconds']:.0f} s; {row['peak_memory_mb']:.0f} MB", highlight=False, soft_wrap=True)
 
 
 def _what(row: dict[str, Any]) -> str:

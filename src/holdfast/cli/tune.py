@@ -5,9 +5,9 @@ from typing import Annotated, Any
 
 import typer
 
-from holdfast.cli.options import flag, option
+from holdfast.cli.options import DATA, Prompt, SourceCompletion, SourcePrompt, SourceText, Text, flag, option
 
-DATA, HOLD, TRAIN, MORE = "Data", "Holding on", "Training", "Output"
+HOLD, TRAIN, MORE = "Holding on", "Training", "Output"
 
 
 def tune(
@@ -75,21 +75,14 @@ def tune(
         int | None, option("A checkpoint every N steps, for --resume.", "N", TRAIN, default="0, none")
     ] = None,
     resume: Annotated[bool, flag("--resume", "Go on from the last checkpoint in --out.", TRAIN)] = False,
-    text: Annotated[str | None, option("Column of the target's text.", "NAME", DATA, "--text-column")] = None,
-    prompt: Annotated[str | None, option("Column of the target's prompts.", "NAME", DATA, "--prompt-column")] = None,
+    text: Text = None,
+    prompt: Prompt = None,
     completion: Annotated[
         str | None, option("Column of completions; only they are learned.", "NAME", DATA, "--completion-column")
     ] = None,
-    source_text: Annotated[
-        str | None, option("Column of the source's text.", "NAME", DATA, "--source-text-column")
-    ] = None,
-    source_prompt: Annotated[
-        str | None, option("Column of the source's prompts.", "NAME", DATA, "--source-prompt-column")
-    ] = None,
-    source_completion: Annotated[
-        str | None,
-        option("Column of its completions; only they are scored.", "NAME", DATA, "--source-completion-column"),
-    ] = None,
+    source_text: SourceText = None,
+    source_prompt: SourcePrompt = None,
+    source_completion: SourceCompletion = None,
     changes: Annotated[
         list[str] | None, option("Any key of the recipe: --set training.clip=0.5", "KEY=VALUE", None, "--set")
     ] = None,

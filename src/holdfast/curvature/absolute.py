@@ -9,7 +9,7 @@ from torch import Tensor
 from holdfast.curvature.curvature import Curvature
 from holdfast.curvature.diagonal import Diagonal, row_products
 from holdfast.curvature.statistic import LayerSize, Statistic
-from holdfast.factors.factor import accumulator_dtype, add_product, multipliable
+from holdfast.factors.factor import accumulator_dtype, add_product
 
 
 class AbsoluteProducts(Statistic):
@@ -25,7 +25,7 @@ class AbsoluteProducts(Statistic):
         if self.size.indexed:  # one-hot inputs: add each row to its index's column
             total.index_add_(1, inputs, gradients.abs().T.to(total.dtype))
             return
-        add_product(total, *(multipliable(each.abs(), total.dtype) for each in (gradients, inputs)))
+        add_product(total, gradients.abs(), inputs.abs())
 
     def accumulate_sequences(self, total: Tensor, sequences: Sequence[tuple[Tensor, ...]]) -> None:
         for inputs, gradients in sequences:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from holdfast.curvature.curvature import Curvature
 from holdfast.curvature.statistic import LayerSize, Statistic
-from holdfast.factors.factor import accumulator_dtype, add_product, multipliable
+from holdfast.factors.factor import accumulator_dtype, add_product
 
 ROWS_AT_A_TIME = 512  # rows of D formed at once in `thin`: bounds memory at 512 * in numbers
 
@@ -31,7 +31,7 @@ class SquaredProducts(Statistic):
         if self.size.indexed:  # one-hot inputs: add each row's squares to its index's column
             total.index_add_(1, inputs, squares.T.to(total.dtype))
             return
-        add_product(total, *(multipliable(each, total.dtype) for each in (squares, inputs.square())))
+        add_product(total, squares, inputs.square())
 
     def accumulate_sequences(self, total: Tensor, sequences: Sequence[tuple[Tensor, ...]]) -> None:
         for inputs, gradients in sequences:

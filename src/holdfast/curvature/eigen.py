@@ -23,19 +23,13 @@ class RotatedSquares(SquaredProducts):
         if turn_inputs is not None:
             inputs = turn_inputs.of(self._cast(inputs))
         if turn_gradients is not None:
-            gradients = turned(self._cast(gradients), turn_gradients.basis)  # no other layer has these rows
+            gradients = turn_gradients.of(self._cast(gradients))
         super().add(inputs, gradients, origin=origin)  # type: ignore[arg-type]
 
     def rotations(self) -> tuple[Rotation | None, Rotation | None]:
         """Into the eigenbases of S and of G; None leaves the rows as they are."""
         assert isinstance(self.first, Kronecker)
         return self.first.inputs.rotation(), self.first.gradients.rotation()
-
-    def release(self) -> None:
-        super().release()
-        turn_inputs, _ = self.rotations()
-        if turn_inputs is not None:
-            turn_inputs.forget()
 
 
 class Eigen(Curvature):

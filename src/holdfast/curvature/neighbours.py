@@ -9,7 +9,7 @@ from torch import Tensor
 
 from holdfast.curvature.offload import beside, zeros
 from holdfast.curvature.statistic import LayerSize, Reading, Statistic
-from holdfast.factors.factor import accumulator_dtype, add_product, multipliable
+from holdfast.factors.factor import accumulator_dtype, add_product
 from holdfast.factors.full import Full
 from holdfast.rows.origin import Origin
 
@@ -74,9 +74,9 @@ class Link:
             like = first.new_empty(first.shape[1], second.shape[1], dtype=accumulator_dtype(first), device="meta")
             place = self.reading.offload
             self.total = torch.zeros_like(like, device=first.device) if place is None else zeros(like, place)
-        total, pair = self.total, [multipliable(rows, self.total.dtype) for rows in (first, second)]
+        total = self.total
         with beside(first, total, lambda rows: torch.zeros_like(total, device=rows.device)) as part:
-            add_product(part, *pair)
+            add_product(part, first, second)
 
 
 class Half(Statistic):

@@ -28,16 +28,17 @@ def _widens(device: str, dtype: torch.dtype, total: torch.dtype) -> bool:
 
 
 def multipliable(rows: Tensor, total: torch.dtype) -> Tensor:
-    """Rows as `add_product` takes them: of 16 bits where the device sums products of those in more, else wide."""
+    """Rows as they can be multiplied: of 16 bits where the device sums products of those in more, else wide."""
     return rows if rows.dtype == total or _widens(rows.device.type, rows.dtype, total) else rows.to(total)
 
 
 def add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """total += left^T right, (a, b), for `multipliable` rows (n, a) and (n, b).
+    """total += left^T right, (a, b), for rows (n, a) and (n, b) of any precision.
 
     The product itself is never rounded to 16 bits: a second moment that is loses its positive semi-definiteness, and
     a penalty by it rewards some moves without bound.
     """
+    left, right = multipliable(left, total.dtype), multipliable(right, total.dtype)
     if left.dtype == total.dtype:
         total.addmm_(left.T, right)
     else:

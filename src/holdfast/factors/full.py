@@ -33,7 +33,7 @@ class Full(Factor):
         if not rows.is_floating_point():
             total.diagonal().add_(torch.bincount(rows, minlength=total.shape[0]))
             return
-        rows = multipliable(rows, total.dtype)
+        rows = multipliable(rows, total.dtype)  # once, not strip by strip
         for start, stop in _strips(total):
             add_product(total[start:stop, start:], rows[:, start:stop], rows[:, start:])
 

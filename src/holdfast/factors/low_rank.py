@@ -19,10 +19,10 @@ class LowRank(Factor):
 
     With a fixed random Omega (d, K), Y = A Omega is summed as x (x^T Omega), 4 d K flops a row, and read as
     Y (Omega^T Y)^+ Y^T = U U^T (arXiv 1706.05736 eq. 2.4; the pseudo-inverse leaves out what is rounding, of A's
-    correlations, so that a few huge coordinates hide nothing). U U^T is at
-    most A, so that D = diag(A) - diag(U U^T) is not negative: M is positive semi-definite, its diagonal and trace are
-    A's. Exact where A's rank is at most K; else what is left out are A's off-diagonal entries along directions that
-    the sketch missed. Omega depends on d and K alone, so sums of shards and machines add up.
+    correlations, so that a few huge coordinates hide nothing). U U^T is at most A, so that D = diag(A) - diag(U U^T)
+    is not negative: M is positive semi-definite, its diagonal and trace are A's. Exact where A's rank is at most K;
+    else what is left out are A's off-diagonal entries along directions that the sketch missed. Omega depends on d and
+    K alone, so sums of shards and machines add up.
 
     The running sum is (K + 1, d): Y^T, then the diagonal.
     """

@@ -1,6 +1,6 @@
 """Orthogonal bases, and rows in their coordinates."""
 
-from typing import ClassVar
+from dataclasses import dataclass
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -30,32 +30,12 @@ def by_blocks(rows: Tensor, blocks: Tensor) -> Tensor:
     return (apart @ blocks).transpose(0, 1).flatten(1)[:, :width]
 
 
+@dataclass(frozen=True)
 class Rotation:
-    """Rows in the coordinates of an orthogonal basis, (n, d) -> (n, d).
+    """Into the coordinates of an orthogonal basis (see `turned`)."""
 
-    Layers that read the same tensor ask one after another: the last answer is kept, of all rotations together.
-    """
-
-    _latest: ClassVar["Rotation | None"] = None  # who keeps an answer
-
-    def __init__(self, basis: Tensor) -> None:
-        self.basis = basis  # see `turned`
-        self._key: tuple[object, ...] = ()
-        self._kept: tuple[Tensor, Tensor] | None = None  # the rows too: nobody else may take their address
+    basis: Tensor
 
     def of(self, rows: Tensor) -> Tensor:
-        """The rows' coordinates."""
-        if Rotation._latest is not self:
-            if Rotation._latest is not None:
-                Rotation._latest.forget()
-            Rotation._latest = self
-        key = (rows.data_ptr(), rows.shape, rows.stride(), rows.dtype, rows._version)
-        if self._kept is None or key != self._key:
-            self._key, self._kept = key, (rows, turned(rows, self.basis))
-        return self._kept[1]
-
-    def forget(self) -> None:
-        """Let go of the last answer."""
-        self._key, self._kept = (), None
-        if Rotation._latest is self:
-            Rotation._latest = None
+        """The rows' coordinates, (n, d) -> (n, d)."""
+        return turned(rows, self.basis)

@@ -124,9 +124,9 @@ class Items:
         likelihood, self.item = heads.of_model(self.model, batch, self.model(**inputs_of(batch)))
         return likelihood
 
-    def run(self, batch: Any, keys: list[int] | None = None) -> Scored:
-        """One forward pass, and what names its sequences: `keys` where they were taken before the batch was moved."""
-        return Scored(self.read(batch), self.keys(batch) if keys is None else keys)
+    def run(self, batch: Any) -> Scored:
+        """One forward pass, and what names its sequences."""
+        return Scored(self.read(batch), self.keys(batch))
 
     def features(self, batch: Any) -> Features:
         """One forward pass, read at the last hidden states of a transformers model."""

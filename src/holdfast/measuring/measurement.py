@@ -13,7 +13,7 @@ from holdfast.curvature.curvature import Coupled, Curvature
 from holdfast.curvature.statistic import LayerSize, Reading, Statistic
 from holdfast.errors import HoldfastError
 from holdfast.layers import device_of
-from holdfast.likelihood import Fisher, Items, LabelSampler, passes
+from holdfast.likelihood import Fisher, Items, LabelSampler, Scored, passes
 from holdfast.measuring.sharding import Post, Routed
 from holdfast.statistics import GradientsHiddenError, InputsDivergedError, Recorder
 
@@ -224,7 +224,7 @@ class Measurement(Summation):
         batch = to_device(batch, self.device)
         with self.recorder, torch.enable_grad():
             self.recorder.begin_batch(self.reader.positions(batch), keys, number)
-            scored = self.reader.run(batch, keys)
+            scored = Scored(self.reader.read(batch), keys)
             for _ in passes(scored, self.sampling.fisher, self.sampler, self.sampling.draws):
                 self.recorder.end_pass()
             self.recorder.end_batch(backpropagated=scored.items > 0)

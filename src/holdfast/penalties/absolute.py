@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from holdfast.curvature.absolute import Absolute as AbsoluteCurvature
-from holdfast.layers import device_of, own_precision
 from holdfast.penalties.anchored import Anchored
 from holdfast.penalties.prices import homogeneous_form
 from holdfast.shifts.shift import Shift
@@ -38,8 +37,7 @@ class Absolute(Anchored):
 
     def __call__(self) -> Tensor:
         """strength * sum F |D|, a 0-d tensor."""
-        with own_precision(device_of(self.model)):
-            forms = [form for _, form in self._priced(damped=True)]
+        forms = [form for _, form in self._priced(damped=True)]
         total = self.strength * torch.stack([form.to(forms[0].device) for form in forms]).sum()
         self._value = total.detach()
         return total
@@ -59,4 +57,4 @@ class Absolute(Anchored):
         for weight, prices in zip(self.weights, self.prices, strict=True):
             for name, curvature in prices.beside_weights(damped=damped).items():
                 assert isinstance(curvature, AbsoluteCurvature)
-                yield name, weight * absolute_form(prices.readers[name](), curvature)
+                yield name, weight * absolute_form(prices.shift(name), curvature)

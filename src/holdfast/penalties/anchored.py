@@ -69,13 +69,19 @@ class Anchored(Regularizer):
         kinds = " + ".join(one.kind for one in self.anchors)
         return f"{type(self).__name__}({kinds}, strength={self.strength}, {len(self.prices[0].readers)} layers)"
 
+    @classmethod
+    def check_squares(cls, kind: type[Curvature]) -> None:
+        """Raise HoldfastError for prices of |D| under a penalty of squares: they would mean nothing."""
+        if cls.needs is None and not kind.squares:
+            raise HoldfastError(
+                f"curvature {kind.kind!r} prices the size of a move, and the {cls.name} penalty its square",
+                remedy=f"the {kind.kind} penalty (--set form={kind.kind}), or another curvature",
+            )
+
     def _check_kind(self, anchor: Anchor) -> None:
         needs = self.needs
-        if needs is None and not all(curvature.squares for curvature in anchor.curvatures.values()):
-            raise HoldfastError(
-                f"curvature {anchor.kind!r} prices the size of a move, and the {self.name} penalty its square",
-                remedy=f"the {anchor.kind} penalty (--set form={anchor.kind}), or another curvature",
-            )
+        for kind in {type(curvature) for curvature in anchor.curvatures.values()}:
+            self.check_squares(kind)
         if needs is not None and not all(isinstance(curvature, needs) for curvature in anchor.curvatures.values()):
             raise HoldfastError(
                 f"the {self.name} penalty can't use an anchor of curvature {anchor.kind!r}",

@@ -59,24 +59,26 @@ class Prices:
         self._follow_model()
         return self._damped if damped else self.curvatures
 
+    def shift(self, name: str) -> Shift:
+        """How far a layer is from the anchor now, in its parameters' own precision."""
+        with own_precision(device_of(self.model)):
+            return self.readers[name]()
+
     def form(self, *, damped: bool = True) -> Tensor:
         """q, summed over layers, and between them where the curvature couples them: 0-d, differentiable."""
-        with own_precision(device_of(self.model)):
-            return self._form(self.beside_weights(damped=damped))
-
-    def _form(self, curvatures: dict[str, Curvature]) -> Tensor:
+        curvatures = self.beside_weights(damped=damped)
         kind: Any = type(next(iter(curvatures.values())))
         if issubclass(kind, Coupled):
-            return kind.joint(curvatures, {name: self.readers[name]() for name in curvatures})
-        forms = [quadratic_form(self.readers[name](), curvature) for name, curvature in curvatures.items()]
+            with own_precision(device_of(self.model)):
+                return kind.joint(curvatures, {name: self.shift(name) for name in curvatures})
+        forms = [quadratic_form(self.shift(name), curvature) for name, curvature in curvatures.items()]
         return torch.stack([form.to(forms[0].device) for form in forms]).sum()
 
     @torch.no_grad()
     def per_layer(self) -> dict[str, float]:
         """1/2 q_l of each layer, undamped; a coupled curvature adds what lies between layers."""
         self._follow_model()
-        with own_precision(device_of(self.model)):
-            own = {n: 0.5 * float(quadratic_form(self.readers[n](), c)) for n, c in self.curvatures.items()}
+        own = {n: 0.5 * float(quadratic_form(self.shift(n), c)) for n, c in self.curvatures.items()}
         if any(isinstance(curvature, Coupled) for curvature in self.curvatures.values()):
             own[BETWEEN] = 0.5 * float(self.form(damped=False)) - sum(own.values())
         return own

@@ -39,9 +39,9 @@ class Regularizer(ABC):
         """Add `multiplier` times the term's gradient to `.grad`; returns the term's value.
 
         Call it once per optimizer step, after backward and before `optimizer.step()`; with a gradient scaler, after
-        `scaler.unscale_(optimizer)`. The multiplier stays what was
-        asked for under gradient accumulation, data parallelism and mixed precision, because it meets none of them.
-        Where ranks draw different data, the mean of their gradients is added on each.
+        `scaler.unscale_(optimizer)`. The multiplier stays what was asked for under gradient accumulation, data
+        parallelism and mixed precision, because it meets none of them. Where ranks draw different data, the mean of
+        their gradients is added on each.
         """
         value = self()
         if value.requires_grad:

@@ -59,16 +59,16 @@ class Plan:
     @cached_property
     def links(self) -> dict[str, bool]:
         """Layer -> whether it has a block with the next of its chain, for kinds that have such blocks at all."""
-        full = {name: kept(kept(size, "inputs", FULL), "gradients", FULL) for name, size in self.sizes.items()}
+        full = {name: replace(size, inputs=FULL, gradients=FULL) for name, size in self.sizes.items()}
 
-        def linked(sizes: dict[str, LayerSize], name: str, after: str) -> bool:
-            alone = self.kind.numbers(sizes[name], self.reading)
-            return self.kind.numbers(sizes[name], self.reading, sizes[after]) != alone
+        def linked(size: LayerSize, after: LayerSize) -> bool:
+            together, alone = (_amount(self.kind, size, self.reading, True, other) for other in (after, None))
+            return together != alone
 
         return {
-            name: linked(self.sizes, name, after)
+            name: linked(self.sizes[name], self.sizes[after])
             for name, after in self.following.items()
-            if linked(full, name, after)
+            if linked(full[name], full[after])
         }
 
     @property
@@ -81,7 +81,7 @@ class Plan:
         """The most that is in memory at a time."""
         return self.total.held * self.each
 
-    @property
+    @cached_property
     def sided(self) -> bool:
         """Whether the kind's memory depends on the storages of the sides."""
         return any(_sided(self.kind, size, self.reading) for size in set(self.sizes.values()))

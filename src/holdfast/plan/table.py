@@ -113,13 +113,12 @@ def choices(shapes: Shapes, reading: Reading | None = None) -> list[Choice]:
         kind = catalogue.curvature(name)
         suited = replace(reading or Reading(), per=kind.per)
         full = make(shapes, kind, suited, storage=STORAGES[0])
-        asked = [storage for storage in STORAGES if suits(full, storage)]
-        plans = {storage: make(shapes, kind, suited, storage=storage) for storage in asked}
-        least = plans[asked[-1]]
-        for storage, plan in plans.items() if full.sided else [("", full)]:
-            whole = storage in ("", STORAGES[0])
+        found.append(Choice(name, STORAGES[0] if full.sided else "", Bytes.of(full.total)))
+        smaller = {s: make(shapes, kind, suited, storage=s) for s in STORAGES[1:] if suits(full, s)}
+        for storage, plan in smaller.items():
+            least = smaller[STORAGES[-1]]
             disguised = plan.total == full.total or (plan is not least and plan.total.used <= least.total.used)
-            if whole or not (disguised or uncoupled(plan)):
+            if not (disguised or uncoupled(plan)):
                 found.append(Choice(name, storage, Bytes.of(plan.total)))
     return found
 
