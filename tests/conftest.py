@@ -1,6 +1,7 @@
 """One thread and fixed seeds for every test."""
 
 import os
+import signal
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
@@ -9,6 +10,10 @@ import torch
 
 pytest.register_assert_rewrite("laws", "adapted")
 torch.set_num_threads(1)
+if (
+    signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+):  # started in the background by a shell: tests interrupt themselves
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_configure(config: pytest.Config) -> None:
