@@ -1,0 +1,1 @@
+"""How much forgetting is accepted, and what keeps a run within it."""
