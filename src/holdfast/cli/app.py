@@ -6,6 +6,7 @@ from holdfast.cli.anchor import anchor
 from holdfast.cli.demo import demo
 from holdfast.cli.evaluate import evaluate
 from holdfast.cli.methods import methods
+from holdfast.cli.report import report
 from holdfast.cli.tune import tune
 
 app = typer.Typer(
@@ -20,6 +21,7 @@ app.command()(demo)
 app.command()(anchor)
 app.command()(tune)
 app.command()(evaluate)
+app.command()(report)
 app.command()(methods)
 
 

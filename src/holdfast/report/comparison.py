@@ -158,10 +158,12 @@ def _key(row: Row, common: set[str], ambiguous: set[tuple[Family, str]]) -> Key:
         del known[alone[0]]
     if "budget" in known:
         known.pop("strength", None)  # where the run ended up, not what it was asked for
+        known["budget"] = float(f"{known['budget']:.3g}")  # a share of a loss differs between seeds by a hair
         if row.get("budget_unit") == "points":
             known = {BUDGET_POINTS if key == "budget" else key: value for key, value in known.items()}
     family, penalty, way = family_of(row), str(row.get("penalty", PLAIN)), row.get("way")
-    added = [f"{key.replace('_', ' ')} {value:g}" for key in ADDED if (value := number(held, key))]
+    added = [str(row["added"])] if row.get("added") else []
+    added += [f"{key.replace('_', ' ')} {value:g}" for key in ADDED if (value := number(held, key))]
     if way not in (None, PLAIN_WAY, penalty) and (family, penalty) in ambiguous:
         added.append(str(way) if known else " ".join(filter(None, [str(way), str(row.get("setting") or "")])))
     return family, ", ".join([penalty, *added]), tuple(known.items())

@@ -7,12 +7,13 @@ import yaml
 
 from holdfast.errors import HoldfastError
 from holdfast.recipe import validate
+from holdfast.report.budgets import POINTS, unit_of
 from holdfast.report.comparison import Row
 from holdfast.tune_recipe import TuneRecipe
 
 _NEEDED = ("model", "target")
 _TRAINING = ("learning_rate", "weight_decay")  # of a way of holding on; a recipe has them under `training`
-_OWN = ("method", "budget", "seed")  # of a row that records no way of holding on
+_OWN = ("method", "seed")  # of a row that records no way of holding on
 
 
 def recipe_text(row: Row, settings: Mapping[str, Any]) -> str:
@@ -35,8 +36,11 @@ def recipe_text(row: Row, settings: Mapping[str, Any]) -> str:
         values.setdefault("source", {"path": "self"})
         hold.pop("distill_source", None)
     own = {key: row[key] for key in _OWN if row.get(key) is not None}
-    known = {key: value for key, value in {**hold, **own}.items() if key in TuneRecipe.model_fields}
-    other = {key: value for key, value in hold.items() if key not in known}
+    if row.get("budget") is not None and not values.get("budget"):
+        own["budget"] = f"accuracy {row['budget']:g}" if unit_of(row) == POINTS else row["budget"]
+    own = {**hold, **own}
+    known = {key: value for key, value in own.items() if key in TuneRecipe.model_fields}
+    other = {key: value for key, value in own.items() if key not in known}
     lines = [yaml.safe_dump(_short(values | known), sort_keys=False, allow_unicode=True).rstrip()]
     lines += [f"# {key}: name yours here" for key in _NEEDED if key not in values]
     lines += [f"# of the comparison, not a key of a recipe: {key}: {value}" for key, value in other.items()]
