@@ -6,12 +6,25 @@ from typing import Any
 
 import yaml
 
+from holdfast.report.budgets import notes, sentence
+from holdfast.report.picture import picture
+
+PICTURE = "learned-and-kept.svg"
 SIGNATURE = "trained with Holdfast"  # by which a later run knows that the folder is its own
 
 
 def write_card(path: Path, results: dict[str, Any], *, adapter: bool = True) -> None:
-    """Write the card of the run's last row, of an adapter or of a whole model; metadata as the hub reads it."""
+    """Write the card of the run's last row and its picture beside it; metadata as the hub reads it.
+
+    Args:
+        path: of the card.
+        results: the content of `results.json`.
+        adapter: whether the folder holds one, or a whole model.
+    """
     settings, row = results["settings"], results["rows"][-1]
+    drawn = picture(row)
+    if drawn:
+        path.with_name(PICTURE).write_text(drawn, encoding="utf-8")
     metadata = {
         "base_model": settings["model"],
         "library_name": "peft" if adapter else "transformers",
@@ -29,6 +42,7 @@ def write_card(path: Path, results: dict[str, Any], *, adapter: bool = True) -> 
         "",
         "## Learned and kept",
         "",
+        *([f"![How far the losses on new and old data moved]({PICTURE})", ""] if drawn else []),
         "| | before | after | change | perplexity before | after |",
         "|---|---|---|---|---|---|",
         _side("new data (target)", row, "target"),
@@ -75,11 +89,30 @@ def _held(settings: dict[str, Any], row: dict[str, Any]) -> str:
         of = "weights" if settings["space"] == "weights" else "adapter's start"
         anchors.append(f"the {settings['curvature']} curvature of the {of}")
     if anchors:
-        parts.append(f"{' and '.join(anchors)}, {row['form']} penalty, at strength {settings['strength']}")
+        parts.append(f"{' and '.join(anchors)}, {row['form']} penalty{_hard(row, 'strength', settings['strength'])}")
     if settings["distill"] > 0:
-        parts.append(f"distillation from the pre-trained model at weight {settings['distill']}")
+        parts.append(f"distillation from the pre-trained model{_hard(row, 'weight', settings['distill'])}")
     forecast = row["predicted_forgetting"]
     # With an anchor it is extrapolated from the curvature; with distillation alone it was measured along the way.
     kind = "Forecast of the forgetting" if anchors else "Divergence measured while training"
     said = "" if forecast is None else f" {kind}: {forecast:.2g} nats per token."
-    return f"By {' and '.join(parts)}.{said}"
+    return f"By {' and '.join(parts)}.{said}{_budget(row)}"
+
+
+def _hard(row: dict[str, Any], word: str, value: float) -> str:
+    """How hard it held on, unless a budget decided that."""
+    return (
+        ""
+        if row.get("budget") is not None
+        else f", at {word} {value}"
+        if word == "strength"
+        else f" at {word} {value}"
+    )
+
+
+def _budget(row: dict[str, Any]) -> str:
+    """What was accepted, forecast and measured; empty without a budget."""
+    if row.get("budget") is None:
+        return ""
+    words = f" ({row['budget_words']})" if row.get("budget_words") else ""
+    return " ".join(["", f"Held to a budget{words}: {sentence(row)}.", *notes(row)])

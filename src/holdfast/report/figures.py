@@ -4,7 +4,7 @@ import html
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from holdfast.report.budgets import budgets_in_nats
+from holdfast.report.budgets import budget_of, budgets_in_nats
 from holdfast.report.canvas import FAINT, Styles, canvas, dash_of, mark_budgets, marker, series_key, several_families
 from holdfast.report.comparison import Row, Setting, Span, by_series, forgetting, gain, number, span
 from holdfast.report.finding import KEEP
@@ -36,7 +36,8 @@ def frontier(
         known = [s for s in members if s.gain and s.forgetting]
         if any(s.gain.count > 1 for s in known if s.gain):
             _runs(figure, known, style, several_families(settings), ids)
-        _medians(figure, known, styles, settings, ids)
+        for joined in _joined(known):
+            _medians(figure, joined, styles, settings, ids)
     _rings(figure, [s for s in best if s.gain and s.forgetting], ids)
     figure.update_yaxes(rangemode="tozero")
     for setting in settings if not several_families(settings) else []:
@@ -45,6 +46,14 @@ def frontier(
     highest = max((s.forgetting.high for s in settings if s.forgetting), default=0.0)
     mark_budgets(figure, budgets_in_nats(settings), highest)
     return figure
+
+
+def _joined(settings: Sequence[Setting]) -> list[list[Setting]]:
+    """What a line may join: strengths with strengths, budgets with budgets."""
+    found: dict[bool, list[Setting]] = {}
+    for setting in settings:
+        found.setdefault(budget_of(setting.rows[0]) is None, []).append(setting)
+    return list(found.values())
 
 
 def _mark(figure: Any, x: float, text: str) -> None:
@@ -93,8 +102,6 @@ def _runs(figure: Any, settings: Sequence[Setting], style: Style, many: bool, id
 
 
 def _medians(figure: Any, known: Sequence[Setting], styles: Styles, settings: Sequence[Setting], ids: Ids) -> None:
-    if not known:
-        return
     style = styles[known[0].series]
     figure.add_scatter(
         x=[s.gain.median for s in known if s.gain],

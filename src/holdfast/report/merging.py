@@ -105,7 +105,7 @@ def merge(parts: Sequence[Part], notes: Iterable[str] = (), title: str | None = 
     return {
         "schema": 1,
         "title": title or " · ".join(part.name for part in parts[:4]) + (" ..." if len(parts) > 4 else ""),
-        "question": f"How do {len(parts)} results compare: {', '.join(part.name for part in parts)}?",
+        "question": _question(parts),
         "settings": shared,
         "machine": _common(parts, "machine"),
         "versions": _common(parts, "versions"),
@@ -113,6 +113,12 @@ def merge(parts: Sequence[Part], notes: Iterable[str] = (), title: str | None = 
         "rows": rows,
         "warnings": list(dict.fromkeys(warnings)),
     }
+
+
+def _question(parts: Sequence[Part]) -> str:
+    questions = {part.results.get("question") for part in parts}
+    asked = questions.pop() if len(questions) == 1 else None
+    return asked or f"How do {len(parts)} results compare: {', '.join(part.name for part in parts)}?"
 
 
 def _items(parts: Sequence[Part]) -> dict[str, str | None]:
