@@ -36,6 +36,7 @@ def frontier(
         known = [s for s in members if s.gain and s.forgetting]
         if any(s.gain.count > 1 for s in known if s.gain):
             _runs(figure, known, style, several_families(settings), ids)
+            _middles(figure, known, several_families(settings), ids)
         for joined in _joined(known):
             _medians(figure, joined, styles, settings, ids)
     _rings(figure, [s for s in best if s.gain and s.forgetting], ids)
@@ -69,22 +70,46 @@ def _path(figure: Any, setting: Setting, styles: Styles, settings: Sequence[Sett
     if len(moments) < 3:  # the start, something between, the end
         return
     name = html.escape(setting_name(setting, alone=not several_families(settings)))
+    style = styles[setting.series]
     figure.add_scatter(
         x=[learned for _, learned, _ in moments],
         y=[lost for *_, lost in moments],
-        mode="lines+markers",
-        line={"color": styles[setting.series].color, "width": 0.9, "dash": dash_of(setting, settings, styles)},
-        marker=marker(styles[setting.series], 3, 0.8),
-        text=[_stopped(name, *moment) for moment in moments],
-        hovertemplate="%{text}<extra></extra>",
+        mode="lines",
+        line={"color": style.color, "width": 0.9, "dash": dash_of(setting, settings, styles)},
+        hoverinfo="skip",
         customdata=[ids[id(setting)]] * len(moments),
+        meta=series_key(setting),
+    )
+    figure.add_scatter(  # the end is the setting's own point
+        x=[learned for _, learned, _ in moments[:-1]],
+        y=[lost for *_, lost in moments[:-1]],
+        mode="markers",
+        marker=marker(style, 4, 0.8),
+        text=[_stopped(name, *moment) for moment in moments[:-1]],
+        hovertemplate="%{text}<extra></extra>",
+        customdata=[ids[id(setting)]] * (len(moments) - 1),
         meta=series_key(setting),
     )
 
 
 def _stopped(name: str, step: float | None, learned: float | None, lost: float | None) -> str:
-    when = "at the end" if step is None else f"after step {step:.0f}"
-    return f"<b>{name}</b>, {when}<br>gain {decimals(learned)}, forgetting {decimals(lost)}"
+    return (
+        f"<b>{name}</b>, stopped after step {step or 0:.0f}<br>gain {decimals(learned)}, forgetting {decimals(lost)}"
+    )
+
+
+def _middles(figure: Any, known: Sequence[Setting], many: bool, ids: Ids) -> None:
+    """What the pointer meets in the middle of a median: plotly prefers small markers, and the last of equal ones."""
+    figure.add_scatter(
+        x=[s.gain.median for s in known if s.gain],
+        y=[s.forgetting.median for s in known if s.forgetting],
+        mode="markers",
+        marker={"size": 6, "opacity": 0},
+        text=[_hover(s, s.rows, many) for s in known],
+        hovertemplate="%{text}<extra></extra>",
+        customdata=[ids[id(s)] for s in known],
+        meta=series_key(known[0]),
+    )
 
 
 def _runs(figure: Any, settings: Sequence[Setting], style: Style, many: bool, ids: Ids) -> None:

@@ -26,14 +26,19 @@ function wanted({ text, family, seed }) {
   };
 }
 
+// Points without an address, of the dotted diagonal for instance, stay. One call for all traces: each call draws anew.
 function narrow(plot, wanted) {
-  plot.data.forEach((trace, i) => {
-    if (!trace.customdata && !trace.all) return;
-    trace.all ??= Object.fromEntries(lists.map((path) => [path, at(trace, path)]).filter(([, list]) => Array.isArray(list)));
+  const own = plot.data.flatMap((trace, i) => (trace.customdata ? [i] : []));
+  const update = Object.fromEntries(lists.map((path) => [path, []]));
+  for (const trace of own.map((i) => plot.data[i])) {
+    trace.all ??= Object.fromEntries(lists.map((path) => [path, at(trace, path)]));
     const kept = trace.all.customdata.map(wanted);
-    const only = (list) => [list.filter((_, j) => kept[j])];
-    Plotly.restyle(plot, Object.fromEntries(Object.entries(trace.all).map(([path, list]) => [path, only(list)])), [i]);
-  });
+    for (const path of lists) {
+      const list = trace.all[path];
+      update[path].push(Array.isArray(list) ? list.filter((_, j) => kept[j]) : undefined); // undefined: as it was
+    }
+  }
+  if (own.length) Plotly.restyle(plot, update, own);
 }
 
 // The cell that spans a penalty's rows stands in the first of them that is shown.

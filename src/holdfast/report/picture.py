@@ -48,12 +48,10 @@ def picture(row: Row) -> str:
         *_bar("Forgotten", "old data", lost, _losses(row, "source"), TOP + ROW, x),
         f'<line x1="{x(0)}" x2="{x(0)}" y1="{TOP - 6}" y2="{TOP + ROW + BAR + 6}"/>',
     ]
-    note = "nats per item"
+    note, (top, bottom) = "nats per item", (TOP + ROW - 4, TOP + ROW + BAR + 4)
     for look, value in marks.items():
         if value is not None:
-            drawn.append(
-                f'<line class="{look}" x1="{x(value)}" x2="{x(value)}" y1="{TOP + ROW - 4}" y2="{TOP + ROW + BAR + 4}"/>'
-            )
+            drawn.append(f'<line class="{look}" x1="{x(value)}" x2="{x(value)}" y1="{top}" y2="{bottom}"/>')
             note += f" · {'tick' if look == 'forecast' else 'dotted'}: {look} {figure(value)}"
     drawn.append(f'<text class="soft" x="{LEFT}" y="{TOP + 2 * ROW + 8}">{html.escape(note)}</text>')
     return _svg(drawn, TOP + 2 * ROW + 20, f"Learned {figure(learned)}, forgotten {figure(lost)} nats per item")
