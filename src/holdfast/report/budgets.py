@@ -158,7 +158,7 @@ def kept(settings: Sequence[Setting]) -> str:
 
 def figure(value: float | None) -> str:
     """Three decimals, four below a hundredth."""
-    return decimals(value, 4 if value is not None and 0 < abs(value) < 0.01 else 3)
+    return decimals(value, 4 if value is not None and 0 < abs(value) < 0.00995 else 3)
 
 
 def with_error(value: float | None, error: float | None) -> str:

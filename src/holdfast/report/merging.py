@@ -146,13 +146,13 @@ def _rows(parts: Sequence[Part]) -> tuple[list[dict[str, Any]], list[str]]:
     notes = []
     for part, panel in zip(parts, panels, strict=True):
         copies: dict[str, int] = {}
+        settings = part.results.get("settings") or {}
         for row in part.results["rows"]:
-            content = json.dumps(row, sort_keys=True, default=str)
+            content = json.dumps([row, settings], sort_keys=True, default=str)
             first = seen.setdefault(content, part.name)
             if first != part.name:
                 copies[first] = copies.get(first, 0) + 1
                 continue
-            settings = part.results.get("settings") or {}
             rows.append(
                 {**row, "hold": held(row, settings), "folder": part.name, "settings": settings, "panel": panel}
             )
