@@ -114,7 +114,7 @@ def test_a_studys_tables_are_shown_as_they_are():
         "Settings that nothing beats in both learning and forgetting",
         "Forgetting at equal learning",
         "Hypervolume",
-        "something new",
+        "Something new",
     ]
     front = found["Settings that nothing beats in both learning and forgetting"]
     assert front.columns == ["way", "setting", "gain", "interval", "status"]

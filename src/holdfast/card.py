@@ -92,7 +92,7 @@ def _held(settings: dict[str, Any], row: dict[str, Any]) -> str:
         parts.append(f"{' and '.join(anchors)}, {row['form']} penalty{_hard(row, 'strength', settings['strength'])}")
     if settings["distill"] > 0:
         parts.append(f"distillation from the pre-trained model{_hard(row, 'weight', settings['distill'])}")
-    forecast = row["predicted_forgetting"]
+    forecast = row.get("predicted_forgetting")
     # With an anchor it is extrapolated from the curvature; with distillation alone it was measured along the way.
     kind = "Forecast of the forgetting" if anchors else "Divergence measured while training"
     said = "" if forecast is None else f" {kind}: {forecast:.2g} nats per token."

@@ -12,6 +12,7 @@ from holdfast.report.palette import INK, Style
 from holdfast.report.trajectories import trajectory
 from holdfast.report.words import decimals, memory, middle, percent, seconds, setting_name
 
+PATHS = 8  # from the start to as many points; among more, to plain's alone
 Ids = Mapping[int, str]  # id() of a setting or a row -> its anchor on the page
 
 
@@ -29,7 +30,7 @@ def frontier(
     by way of what was measured during training. The settings in `best` have a ring around them.
     """
     figure = canvas(f"target gain, nats per {html.escape(item)}", f"forgetting, nats per {html.escape(item)}", 480)
-    for setting in chosen:
+    for setting in chosen if len(chosen) <= PATHS else filter(lambda one: one.is_plain, chosen):
         _path(figure, setting, styles, settings, ids)
     for members in by_series(settings):
         style = styles[members[0].series]

@@ -26,6 +26,7 @@ class Listing:
     note: str
     columns: list[str]
     lines: list[list[str]]
+    texts: list[bool]  # of each column: whether it holds words, which are read from the left
 
 
 def recommendation(study: Mapping[str, Any]) -> str:
@@ -45,7 +46,7 @@ def listings(study: Mapping[str, Any]) -> list[Listing]:
             value = [value]
         rows = [row for row in value if isinstance(row, Mapping)] if isinstance(value, (list, tuple)) else []
         if rows or note:
-            found.append(_listing(TITLES.get(key, _heading(key)), note, rows))
+            found.append(_listing(TITLES.get(key, _heading(key[:1].upper() + key[1:])), note, rows))
     return found
 
 
@@ -64,9 +65,9 @@ def _named(value: Any, name: str) -> Any:
 
 def _listing(title: str, note: str, rows: Sequence[Mapping[str, Any]]) -> Listing:
     columns = list(dict.fromkeys(str(key) for row in rows for key in row))
-    return Listing(
-        title, note, [_heading(key) for key in columns], [[cell(row.get(key)) for key in columns] for row in rows]
-    )
+    lines = [[cell(row.get(key)) for key in columns] for row in rows]
+    texts = [any(isinstance(row.get(key), (str, Mapping)) for row in rows) for key in columns]
+    return Listing(title, note, [_heading(key) for key in columns], lines, texts)
 
 
 def _heading(key: str) -> str:
