@@ -54,6 +54,13 @@ def test_words_of_a_run():
     )
 
 
+def test_the_corrected_forecast_is_the_one_that_is_shown():
+    [held] = with_budgets(compare([budgeted(0.02, 0.005, 0.019, calibrated_forecast=0.0185)]))
+    assert held.forecast == "0.018"
+    [points] = with_budgets(compare([budgeted(0.5, 0.005, 0.4, budget_unit="points")]))
+    assert points.forecast == "0.0050 nats"
+
+
 def test_several_budgets_in_one_sentence():
     rows = [budgeted(b, b, b * f, seed=seed) for seed, (b, f) in enumerate([(0.01, 1.5), (0.02, 0.9), (0.05, 0.8)])]
     assert kept(compare(rows)) == "Of 3 runs with a budget 2 stayed inside it, and went over by 0.0050 at most."

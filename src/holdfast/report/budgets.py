@@ -15,16 +15,13 @@ _STEERED = {
 
 @dataclass(frozen=True)
 class Held:
-    """A setting with a budget; figures are medians over its seeds, in the budget's unit but for the forecast.
-
-    `forecast` is in nats per item whatever the unit: a curvature knows no accuracy.
-    """
+    """A setting with a budget; figures are medians over its seeds, in the budget's unit but where said otherwise."""
 
     setting: Setting
     words: str
     unit: str
     budget: float
-    forecast: float | None
+    forecast: str
     measured: float | None
     error: float | None
     verdict: str
@@ -71,13 +68,23 @@ def _held(setting: Setting) -> Held:
         words=str(first.get("budget_words") or f"{budget:g} {_per_item(unit_of(first))}"),
         unit=unit_of(first),
         budget=budget,
-        forecast=middle(setting.span("predicted_forgetting")),
+        forecast=_forecast(setting.rows),
         measured=middle(span(value for value, _ in pairs)),
         error=middle(span(error for _, error in pairs)),
         verdict=_verdict(setting.rows),
         steered=", ".join(dict.fromkeys(str(row.get("steered_by") or MISSING) for row in setting.rows)),
         scaled=_scaled(setting.rows),
     )
+
+
+def _forecast(rows: Sequence[Row]) -> str:
+    """The forecast at the end: corrected by what was measured on the way, else a curvature's own, which is in nats."""
+    corrected, own = (
+        span(number(row, key) for row in rows) for key in ("calibrated_forecast", "predicted_forgetting")
+    )
+    if corrected is not None or own is None:
+        return figure(middle(corrected))
+    return figure(own.median) + (" nats" if unit_of(rows[0]) == POINTS else "")
 
 
 def _per_item(unit: str) -> str:
@@ -132,10 +139,10 @@ def sentence(row: Row) -> str:
     if budget is None:
         return ""
     value, error = measured(row)
-    forecast = number(row, "predicted_forgetting")
-    said = [f"accepted {budget:g}"]
-    if forecast is not None:
-        said.append(f"forecast {figure(forecast)}" + (" nats" if unit_of(row) == POINTS else ""))
+    forecast = _forecast([row])
+    said = [f"accepted {budget:.3g}"]
+    if forecast != MISSING:
+        said.append(f"forecast {forecast}")
     said.append(f"measured {with_error(value, error)}" if value is not None else "not measured")
     return ", ".join(said)
 
