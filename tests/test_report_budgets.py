@@ -81,6 +81,15 @@ def test_trajectories_start_at_nothing_and_end_at_the_point():
     assert moments(ran | {"along": parts})[1] == pytest.approx((50, 0.5, 0.5))
 
 
+def test_a_scaled_shift_ends_where_it_was_scaled_to():
+    ran = row(source=4.48, target=3.559, history=[{"step": 100, "loss": 1.0}])
+    ran["along"] = along(ran)
+    assert len(moments(ran)) == 5
+    found = moments(ran | {"source_after": 3.6, "target_after": 3.7})
+    assert found[-2] == pytest.approx((100, 1.0, 1.0))
+    assert found[-1] == (None, pytest.approx(0.859), pytest.approx(0.12))
+
+
 def test_trajectories_are_medians_over_seeds_and_cope_with_gaps():
     rows = [row(seed=seed, source=3.48 + lost) for seed, lost in enumerate((0.2, 0.4, 0.9))]
     for one in rows:

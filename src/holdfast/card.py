@@ -95,6 +95,8 @@ def _held(settings: dict[str, Any], row: dict[str, Any]) -> str:
     forecast = row.get("predicted_forgetting")
     # With an anchor it is extrapolated from the curvature; with distillation alone it was measured along the way.
     kind = "Forecast of the forgetting" if anchors else "Divergence measured while training"
+    if anchors and row.get("calibrated_forecast") is not None:  # the budget's own forecast is a corrected one
+        kind = "Forecast by the curvature alone"
     said = "" if forecast is None else f" {kind}: {forecast:.2g} nats per token."
     return f"By {' and '.join(parts)}.{said}{_budget(row)}"
 

@@ -67,7 +67,7 @@ def _mark(figure: Any, x: float, text: str) -> None:
 
 def _path(figure: Any, setting: Setting, styles: Styles, settings: Sequence[Setting], ids: Ids) -> None:
     """From the start to a setting's point, by way of its measurements during training."""
-    moments = [moment for moment in trajectory(setting) if None not in moment]
+    moments = [moment for moment in trajectory(setting) if None not in moment[1:]]
     if len(moments) < 3:  # the start, something between, the end
         return
     name = html.escape(setting_name(setting, alone=not several_families(settings)))

@@ -10,7 +10,8 @@ from holdfast.report.canvas import Styles, canvas, dash_of, mark_budgets, series
 from holdfast.report.comparison import Row, Setting, number
 from holdfast.report.words import setting_name
 
-# Step (None: the end of a run whose length is not known), gain and forgetting in nats per item.
+# Step, gain and forgetting in nats per item. No step: what the run left, where its length is not known or where it was
+# changed after the last step.
 Moment = tuple[float | None, float | None, float | None]
 TITLES = {"gain": "Learned: how far the target loss fell", "forgetting": "Forgotten: how far the source loss rose"}
 
@@ -34,7 +35,15 @@ def moments(row: Row) -> list[Moment]:
     last = _last_step(row)
     if last is None or last > max(steps):
         found.append((last, *end))
+    elif any(
+        _apart(*pair) for pair in zip(end, found[-1][1:], strict=True)
+    ):  # the finished shift was scaled to get inside a budget
+        found.append((None, *end))
     return found
+
+
+def _apart(one: float | None, other: float | None) -> bool:
+    return one is not None and other is not None and abs(one - other) > 1e-6
 
 
 def _either(moment: Row, key: str, other: str) -> float | None:
