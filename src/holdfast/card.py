@@ -22,18 +22,11 @@ def write_card(path: Path, results: dict[str, Any], *, adapter: bool = True) -> 
         adapter: whether the folder holds one, or a whole model.
     """
     settings, row = results["settings"], results["rows"][-1]
-    drawn = picture(row)
-    if drawn:
-        path.with_name(PICTURE).write_text(drawn, encoding="utf-8")
-    metadata = {
-        "base_model": settings["model"],
-        "library_name": "peft" if adapter else "transformers",
-        "tags": ["holdfast", settings["method"], *([] if row["penalty"] == "none" else [row["penalty"]])],
-    }
+    drawn = _draw(row, path)
     what = f"A `{settings['method']}` adapter" if adapter else f"A fully tuned (`{settings['method']}`) copy"
     lines = [
         "---",
-        yaml.safe_dump(metadata, sort_keys=False).strip(),
+        yaml.safe_dump(_metadata(settings, row, adapter), sort_keys=False).strip(),
         "---",
         "",
         f"# {results['title']}",
@@ -51,21 +44,36 @@ def write_card(path: Path, results: dict[str, Any], *, adapter: bool = True) -> 
         f"Losses are mean nats per token on held-out text. New data: {_about(results['target'])}. "
         f"Old data: {_about(results['source'])}.",
         "",
-        "## How it held on",
-        "",
-        _held(settings, row),
-        *(f"\n> {warning}" for warning in results["warnings"]),
-        "",
+        *_how(results, settings, row),
         "## Training",
         "",
-        "```yaml",
-        yaml.safe_dump(settings, sort_keys=False).strip(),
-        "```",
+        f"```yaml\n{yaml.safe_dump(settings, sort_keys=False).strip()}\n```",
         "",
         "Versions: " + ", ".join(f"{name} {version}" for name, version in results["versions"].items()) + ".",
         "",
     ]
     path.write_text("\n".join(lines), encoding="utf-8")
+
+
+def _draw(row: dict[str, Any], card: Path) -> bool:
+    """Write the picture beside the card; whether there was something to draw."""
+    drawn = picture(row)
+    if drawn:
+        card.with_name(PICTURE).write_text(drawn, encoding="utf-8")
+    return bool(drawn)
+
+
+def _how(results: dict[str, Any], settings: dict[str, Any], row: dict[str, Any]) -> list[str]:
+    warnings = [f"\n> {warning}" for warning in results["warnings"]]
+    return ["## How it held on", "", _held(settings, row), *warnings, ""]
+
+
+def _metadata(settings: dict[str, Any], row: dict[str, Any], adapter: bool) -> dict[str, Any]:
+    return {
+        "base_model": settings["model"],
+        "library_name": "peft" if adapter else "transformers",
+        "tags": ["holdfast", settings["method"], *([] if row["penalty"] == "none" else [row["penalty"]])],
+    }
 
 
 def _side(name: str, row: dict[str, Any], side: str) -> str:

@@ -30,25 +30,14 @@ def context(results: Mapping[str, Any]) -> dict[str, Any]:
     best = study.best(computed, settings)
     shared = results.get("settings") or {}
     return {
-        "question": results.get("question") or "",
-        "title": results.get("title") or "Learning and forgetting",
-        "warnings": results.get("warnings") or [],
-        "source": _name(results.get("source") or {}, "source data"),
-        "target": _name(results.get("target") or {}, "target data"),
-        "details": {name: flat(results[name]) for name in ("settings", "machine", "versions") if results.get(name)},
+        **_given(results),
         "settings": settings,
         "style": style,
         "ids": ids,
         "chosen": chosen,
         "best": best,
         "listings": study.listings(computed),
-        "data": _json(
-            {
-                "runs": entries(settings, style, ids, items, shared),
-                "layout": canvas("", "", 240).layout.to_plotly_json(),
-                "config": CONFIG,
-            }
-        ),
+        "data": _json({"runs": entries(settings, style, ids, items, shared), **_drawing()}),
         "thinning": thinning(settings),
         "prompts": continuations(chosen),
         "forecast_sentence": forecast_sentence(settings),
@@ -67,6 +56,23 @@ def context(results: Mapping[str, Any]) -> dict[str, Any]:
         **_filters(results["rows"], settings),
         **plots(settings, chosen, style, items, ids, best),
     }
+
+
+def _given(results: Mapping[str, Any]) -> dict[str, Any]:
+    """What the results say themselves."""
+    return {
+        "question": results.get("question") or "",
+        "title": results.get("title") or "Learning and forgetting",
+        "warnings": results.get("warnings") or [],
+        "source": _name(results.get("source") or {}, "source data"),
+        "target": _name(results.get("target") or {}, "target data"),
+        "details": {name: flat(results[name]) for name in ("settings", "machine", "versions") if results.get(name)},
+    }
+
+
+def _drawing() -> dict[str, Any]:
+    """How the panel's plots look: as the page's."""
+    return {"layout": canvas("", "", 240).layout.to_plotly_json(), "config": CONFIG}
 
 
 def _json(value: Any) -> str:

@@ -1,6 +1,6 @@
 """The page's plots as HTML; the first one brings plotly's script with it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from holdfast.report.canvas import Styles
@@ -31,15 +31,7 @@ def plots(
         ids: what a click opens.
         best: the settings with a ring around them.
     """
-    loaded = False
-
-    def drawn(figure: Any, name: str) -> str:
-        nonlocal loaded
-        include, loaded = not loaded, True
-        return figure.to_html(
-            full_html=False, include_plotlyjs=include, div_id=name, config=CONFIG, default_height="auto"
-        )
-
+    drawn = _Drawing()
     found: dict[str, Any] = {"frontiers": [], "forecast": "", "along": {}, "curves": {}, "maps": []}
     for panel in dict.fromkeys(s.panel for s in settings):
         own, shown = ([s for s in part if s.panel == panel] for part in (settings, chosen))
@@ -54,13 +46,31 @@ def plots(
         found["along"][TITLES[side]] = drawn(figure, f"along-{side}")
     for title, figure in curves(chosen, styles, items).items():
         found["curves"][title] = drawn(figure, f"curve-{len(found['curves'])}")
+    for setting, maps in _maps(chosen):
+        i = len(found["maps"])
+        pair = [(title, drawn(figure, f"heat-{i}-{j}")) for j, (title, figure) in enumerate(maps)]
+        found["maps"].append((setting, caption(setting), pair))
+    return found | {"plotly": "" if drawn.loaded else _script()}
+
+
+def _maps(chosen: Sequence[Setting]) -> Iterator[tuple[Setting, list[tuple[str, Any]]]]:
+    """Every setting that has maps, with their titles and figures."""
     for setting in chosen:
         maps = [(measure.title, figure) for measure in MEASURES if (figure := heat(setting, measure))]
         if maps:
-            i = len(found["maps"])
-            pair = [(title, drawn(figure, f"heat-{i}-{j}")) for j, (title, figure) in enumerate(maps)]
-            found["maps"].append((setting, caption(setting), pair))
-    return found | {"plotly": "" if loaded else _script()}
+            yield setting, maps
+
+
+class _Drawing:
+    """Figures as HTML; the first one brings plotly's script."""
+
+    loaded = False
+
+    def __call__(self, figure: Any, name: str) -> str:
+        include, self.loaded = not self.loaded, True
+        return figure.to_html(
+            full_html=False, include_plotlyjs=include, div_id=name, config=CONFIG, default_height="auto"
+        )
 
 
 def _script() -> str:
