@@ -20,24 +20,34 @@ from holdfast.files import output_folder, require_folder, whole_folder, write_js
 from holdfast.holding import Holding
 from holdfast.language_model import load_model, load_tokenizer
 from holdfast.machine import machine, versions
+from holdfast.moved import shift_sizes
 from holdfast.outcome import caveats, outcome
 from holdfast.penalties.anchored import Anchored
 from holdfast.penalties.regularizer import Regularizer
 from holdfast.recipe import dump
 from holdfast.report import page
 from holdfast.sides import SELF, Side, fingerprint, read_side, sampled_side
-from holdfast.training import LIVE_LOG, Trained, log_line, moments, train
+from holdfast.training import Trained, train
 from holdfast.tune_recipe import TuneRecipe
+from holdfast.watching import LIVE_LOG, log_line, moments
 
 Say = Callable[[str], None]
 PRODUCTS = ("adapter", "model")  # folders: what a method with and without an adapter leaves
 
 
-def tune(recipe: TuneRecipe, out: Path, *, resume: bool = False, say: Say = print) -> dict[str, Any]:
+def tune(
+    recipe: TuneRecipe,
+    out: Path,
+    *,
+    resume: bool = False,
+    say: Say = print,
+    on_step: Callable[[int, int], None] | None = None,
+    on_log: Callable[[dict[str, float]], None] | None = None,
+) -> dict[str, Any]:
     """Train, measure both sides before and after, and write adapter, results and report into `out`.
 
     What an earlier run left in `out` stays as it is until this one has finished; its checkpoints go with this run's
-    first checkpoint.
+    first checkpoint. `on_step` is called with (step, steps), instead of a bar, and `on_log` with what was logged.
 
     Raises:
         HoldfastError: bad data, a model that can't be loaded, an anchor of another model, another recipe's folder
@@ -76,13 +86,16 @@ def tune(recipe: TuneRecipe, out: Path, *, resume: bool = False, say: Say = prin
                 recipe.training,
                 penalties=holding.joined(model, penalties, sides["source"]),
                 on_measure=measured.now,
+                on_step=on_step,
+                on_log=on_log,
+                quiet=on_step is not None,
                 folder=out,
                 run=run,
                 checkpoint=checkpoint,
                 seed=recipe.seed,
             )
             measured.finish()
-        row = _row(recipe, holding, penalties, measured, trained)
+        row = _row(recipe, model, holding, penalties, measured, trained)
         results = _results(
             recipe,
             [row],
@@ -144,6 +157,7 @@ def _source(recipe: TuneRecipe, model: Any, tokenizer: Any) -> Side | None:
 
 def _row(
     recipe: TuneRecipe,
+    model: Any,
     holding: Holding,
     penalties: list[Regularizer],
     measured: BeforeAfter,
@@ -162,6 +176,7 @@ def _row(
         "scaled_by": trained.scaled_by,
         **measured.row(),
         "along": trained.along,
+        "shift_sizes": shift_sizes(model, anchored),
         "predicted_forgetting": forecast,
         "per_layer": {} if anchored is None or anchored.predicted_forgetting is None else anchored.per_layer(),
         "anchor_seconds": holding.seconds,
