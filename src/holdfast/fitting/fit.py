@@ -32,7 +32,7 @@ class Fitted:
         limit: the budget in its unit.
         unit: "nats" per source item, or "points" of accuracy.
         steered_by: "measurement" on the source, or the anchor's "forecast" alone.
-        forecast_before, forecast_after: 1/2 q, nats.
+        forecast_before, forecast_after: 1/2 q: nats, where the anchor's curvature forecasts.
         prices_before, prices_after: layer name -> 1/2 q_l.
         forgetting_before, forgetting_after: measured on `source`, in the budget's unit; None without source.
         worths: layer name -> what its shift was taken to be worth; empty for "scale".
@@ -136,8 +136,9 @@ def _worths(kind: type[Way], moving: Moving, target: Iterable[Any] | None, progr
 def _fitted(moving: Moving, shrinking: Way, budget: Budget, batches: list[Any] | None, progress: bool) -> Fitted:
     moving.scale(1.0)
     forecast, prices = moving.forecast(), moving.per_layer()
+    told: tuple[float | None, float | None] = (None, None)
     if batches is None:
-        limit, told = budget.limit(), (None, None)
+        limit = budget.limit()
         factors, tried = shrinking.aim(limit), Search()
     else:
         base = _at_base(moving, batches, progress)

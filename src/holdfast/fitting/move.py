@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from holdfast.layers import LayerKind
 from holdfast.shifts.dense import Dense
@@ -69,9 +69,9 @@ class AdapterMove(Move):
 class WeightMove(Move):
     """A layer that was trained whole: D = W - W_anchor."""
 
-    def __init__(self, kind: LayerKind, module: nn.Module, anchored: Tensor) -> None:
+    def __init__(self, kind: LayerKind, module: Any, anchored: Tensor) -> None:
         self.kind, self.module = kind, module
-        self.weight: Any = module.weight
+        self.weight: Tensor = module.weight
         self.came = self.weight.detach().clone()
         self.anchored = anchored.detach().to(self.weight.device)
 

@@ -76,7 +76,7 @@ class Project(Way):
             self.lost[name] = move.put(self.spectra[name].back(self._filtered(name, multiplier)))
 
     def _forecast(self, multiplier: float) -> float:
-        """1/2 sum over layers of L_ij d'_ij^2, of the shifts as they stand in the model: call it with those that came."""
+        """1/2 sum over layers of L_ij d'_ij^2, of the shifts that stand in the model: those that came."""
         return 0.5 * sum(
             float((spectrum.values * self._filtered(name, multiplier).square()).sum(dtype=torch.float64))
             for name, spectrum in self.spectra.items()

@@ -116,6 +116,8 @@ def unknown_price(names: list[str]) -> HoldfastError:
     return HoldfastError(
         f"{len(names)} tensors of the tuned model moved, and the anchor has no price for them: "
         f"{', '.join(names[:3])}{', ...' if len(names) > 3 else ''}",
-        causes=["it was trained with more than the layers that the anchor was measured on (norms, biases, embeddings)"],
+        causes=[
+            "it was trained with more than the layers that the anchor was measured on (norms, biases, embeddings)"
+        ],
         remedy='measure the anchor with targets that include them, where they are layers (".*" takes every one)',
     )

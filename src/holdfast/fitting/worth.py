@@ -1,11 +1,16 @@
 """What a layer's shift is worth: its length, or what the target's own curvature says that it gained."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
+
+import torch
 
 from holdfast.anchor import Anchor
 from holdfast.curvature.curvature import Coupled
+from holdfast.fitting.move import AdapterMove, WeightMove
 from holdfast.fitting.moving import Moving
+from holdfast.layers import require_kind
 from holdfast.penalties.prices import Prices
 
 ITEMS = 100_000  # scored target items that a curvature is measured on, at most
@@ -19,27 +24,43 @@ def by_length(moving: Moving) -> dict[str, float]:
 def by_gain(moving: Moving, target: Iterable[Any], *, progress: bool = True) -> dict[str, float]:
     """Layer name -> 1/2 <D_l, T_l D_l>, nats per target item, of the shifts as they came.
 
-    T is the Fisher from the target's own labels at the base weights. To second order it is what the target's loss
-    rises by where the layer's finished shift, at which that loss is least, is taken away; it is measured at the other
-    end of the shift, where the labels still surprise the model, so only its shares among the layers mean something.
+    T is the Fisher from the target's own labels at the finished weights, where the target's loss is about least: to
+    second order, what that loss rises by where the layer's shift is taken away. Base weights that are packed can't be
+    moved there, and stay as they are while T is measured.
 
     Args:
-        moving: the model.
+        moving: the model, its shifts as they came.
         target: batches with labels.
         progress: show a bar.
     """
     curvatures = moving.anchor.curvatures.values()
     plain = all(curvature.forecasts and not isinstance(curvature, Coupled) for curvature in curvatures)
-    moving.scale(0.0)
-    measured = Anchor.estimate(
-        moving.model,
-        target,
-        curvature=moving.anchor.kind if plain else "kronecker",
-        targets=list(moving.moves),
-        fisher="data",
-        max_items=ITEMS,
-        progress=progress,
-    )
-    moving.scale(1.0)
+    with _finished(moving):
+        measured = Anchor.estimate(
+            moving.model,
+            target,
+            curvature=moving.anchor.kind if plain else "kronecker",
+            targets=list(moving.moves),
+            fisher="data",
+            max_items=ITEMS,
+            progress=progress,
+        )
     readers = {name: move.shift for name, move in moving.moves.items()}
     return Prices(moving.model, measured, 0.0, readers).per_layer()
+
+
+@contextmanager
+def _finished(moving: Moving) -> Iterator[None]:
+    """The shifts in the weights themselves, since a curvature of the weights is measured with adapters off."""
+    merged: list[WeightMove] = []
+    try:
+        for name, move in moving.moves.items():
+            if isinstance(move, AdapterMove) and move.layer.base_layer.weight.is_floating_point():
+                base = move.layer.base_layer
+                merged.append(WeightMove(require_kind(name, base), base, base.weight))
+                with torch.no_grad():
+                    merged[-1].put(move.shift().matrix())
+        yield
+    finally:
+        for weight in reversed(merged):  # two layers may share one
+            weight.scale(1.0)
