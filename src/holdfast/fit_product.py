@@ -48,7 +48,7 @@ class Came:
             HoldfastError: an adapter of another model, tensors that are no LoRA, weights that moved at no price.
         """
         if self.kind == "adapter":
-            _check_tensors(self.folder)
+            _check_tensors(self.folder, base)
             model = load_adapter(base, str(self.folder))
             anchor.check(model)  # PEFT loads what an adapter's file holds of the base model too
             return model, None
@@ -146,19 +146,25 @@ def _is_ours(folder: Path) -> bool:
     return card.is_file() and SIGNATURE in card.read_text(encoding="utf-8", errors="replace")
 
 
-def _check_tensors(folder: Path) -> None:
-    """Raise HoldfastError for an adapter file that holds weights of the base model or of other methods."""
+def _check_tensors(folder: Path, base: Any) -> None:
+    """Raise HoldfastError for an adapter file that holds other weights than LoRA's and the base model's own.
+
+    PEFT saves the base's embeddings beside an adapter on them.
+    """
     from peft.utils import load_peft_weights
 
     try:
-        names = list(load_peft_weights(str(folder), device="cpu"))
+        tensors = load_peft_weights(str(folder), device="cpu")
     except Exception as error:  # safetensors, torch and the hub each raise their own
         raise HoldfastError(
             f"the weights of the adapter in {folder} can't be read: {error}",
             causes=["adapter_model.safetensors is missing or cut off"],
             remedy="copy the adapter again",
         ) from error
-    strange = [name for name in names if "lora_" not in name]
+    known = base.state_dict()
+    others = {name: tensor for name, tensor in tensors.items() if "lora_" not in name}
+    bare = {name: name.removeprefix("base_model.model.").replace(".base_layer.", ".") for name in others}
+    strange = [n for n, t in others.items() if bare[n] not in known or not _same(t, known[bare[n]])]
     if strange:
         raise HoldfastError(
             f"the adapter in {folder} holds {len(strange)} tensors that are no LoRA's and that nothing prices: "
@@ -166,6 +172,10 @@ def _check_tensors(folder: Path) -> None:
             causes=["modules_to_save, trained biases or resized embeddings", "another method than LoRA"],
             remedy="fit a plain LoRA; or merge the adapter and fit the whole model",
         )
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    return one.shape == other.shape and torch.equal(one.to(other), other)
 
 
 def _check_beside(base: Any, tuned: Any, anchor: Anchor) -> None:
@@ -181,6 +191,6 @@ def _check_beside(base: Any, tuned: Any, anchor: Anchor) -> None:
     layers = base_layers(base)
     weights = {id(layers[name].weight) for name in anchor.curvatures}
     priced = {name for name, p in base.named_parameters(remove_duplicate=False) if id(p) in weights}
-    moved = [n for n, tensor in ours.items() if not torch.equal(theirs[n].to(tensor), tensor)]
+    moved = [name for name, tensor in ours.items() if not _same(theirs[name], tensor)]
     if unpriced := [name for name in moved if name not in priced]:
         raise unknown_price(unpriced)

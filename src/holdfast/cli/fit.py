@@ -94,7 +94,7 @@ def _run(recipe: Any, out: Path, as_json: bool) -> None:
 
 
 def _print(row: dict[str, Any]) -> None:
-    from holdfast.cli.output import number, print_table
+    from holdfast.cli.output import console, number, print_table
 
     dearest = sorted(row["factors"], key=lambda name: -row["per_layer_unfitted"][name])
     prices, left = row["per_layer_unfitted"], row["per_layer"]
@@ -114,13 +114,10 @@ def _print(row: dict[str, Any]) -> None:
         for side in ("source", "target")
         if row[f"{side}_after"] is not None
     ]
-    points = ", points of accuracy for what is forgotten" if row["budget_unit"] == "points" else ""
-    print_table(
-        f"budget {row['budget_words']}, held by {row['steered_by']}; nats per token{points}",
-        ["", "base", "as it came", "fitted"],
-        lines,
-        right=1,
-    )
+    unit = "; points of accuracy forgotten" if row["budget_unit"] == "points" else ""
+    print_table(f"losses in nats per token{unit}", ["", "base", "as it came", "fitted"], lines, right=1)
+    by = "what was measured" if row["steered_by"] == "measurement" else "the forecast alone"
+    console.print(f"budget {row['budget_words']}; held by {by}", highlight=False, soft_wrap=True)
 
 
 def _with_error(row: dict[str, Any]) -> str:

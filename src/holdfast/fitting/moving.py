@@ -18,7 +18,8 @@ from holdfast.penalties.since import readers_since
 from holdfast.shifts.shift import Shift
 from holdfast.targets import base_layers, canonical
 
-SETTLING = 4  # corrections of a forecast that rounding left above its limit
+SETTLING = 4  # corrections of a forecast that the precision of the weights left above its limit
+ROUNDING = 1e-6  # relative, above which it is
 
 
 class Moving:
@@ -63,12 +64,12 @@ class Moving:
         return {name: squared_length(move.shift()) for name, move in self.moves.items()}
 
     def settle(self, factors: dict[str, float], limit: float) -> dict[str, float]:
-        """Scale factors down together until what the model's precision makes of them is inside the limit."""
+        """Write factors; scale them down together until what the model's precision makes of them is the limit."""
         self.scale(factors)
         for _ in range(SETTLING):
-            if (forecast := self.forecast()) <= limit:
+            if (forecast := self.forecast()) <= limit * (1 + ROUNDING):
                 break
-            share = (limit / forecast) ** 0.5 * (1 - 1e-8)
+            share = (limit / forecast) ** 0.5
             factors = {name: share * factor for name, factor in factors.items()}
             self.scale(factors)
         return factors
@@ -88,13 +89,13 @@ class Moving:
         kind: Any = type(next(iter(curvatures.values())))
         live = {name: move.shift() for name, move in self.moves.items()}
         columns = []
-        for unit in torch.eye(len(live)):
+        for unit in torch.eye(len(live), dtype=torch.float64):
             factors = unit.requires_grad_()
             scaled = {
                 name: shift.scaled(factor.to(shift.parts[0]))
                 for (name, shift), factor in zip(live.items(), factors, strict=True)
             }
-            columns.append(torch.autograd.grad(kind.joint(curvatures, scaled), factors)[0].double() / 4)
+            columns.append(torch.autograd.grad(kind.joint(curvatures, scaled), factors)[0] / 4)
         form = torch.stack(columns)
         return (form + form.T) / 2
 

@@ -7,10 +7,12 @@ from dataclasses import dataclass, field
 from holdfast.errors import HoldfastError
 
 NEAR = 0.05  # of the budget: a rise this little below it is near enough
-AIM = 0.975  # of the budget: what an interpolation aims at, to land inside and near
-EVALUATIONS = 8  # measurements after which the best so far is taken
+AIM = 0.975  # of the budget: what every step aims at, to land inside and near
+EVALUATIONS = 10  # measurements after which the best so far is taken
 LAST = 16  # measurements after which a budget that nothing was inside of is given up
-STEEPEST = 1e-3  # the least that one step multiplies the forecast by
+FLATTEST, STEEPEST = 0.5, 4.0  # powers of the forecast that a rise is taken to go as
+FURTHEST = math.log(100)  # that one step may divide the forecast by
+FLOOR = 0.1  # of the budget: a rise below it, or below 0, counts as this in logarithms
 
 
 @dataclass
@@ -31,8 +33,9 @@ class Search:
 def largest_inside(measured: Callable[[float], float], forecast: float, rise: float, limit: float) -> Search:
     """The largest forecast found at which the measured rise is at most `limit`.
 
-    A rise goes about as a power of the forecast: secants in their logarithms inside a shrinking bracket, the first
-    along the power 1. It ends within 5 % under the limit, or after 8 measurements at the largest rise inside it.
+    A rise goes about as a power of the forecast, so all is done in logarithms: steps along the power 1, then along
+    that of the last two points, until something is inside; regula falsi with Illinois' halving from there. It ends
+    within 5 % under the limit, or after 10 measurements at the largest rise inside it.
 
     Args:
         measured: the rise at a fit with that forecast.
@@ -43,19 +46,25 @@ def largest_inside(measured: Callable[[float], float], forecast: float, rise: fl
     Raises:
         HoldfastError: nothing is inside, however little of the shift is left.
     """
-    tried = Search()
-    over, inside = (math.log(forecast), rise), None
+    tried, aim = Search(), AIM * limit
+    over, inside, slope, side = (math.log(forecast), math.log(rise / aim)), None, 1.0, 0
     while len(tried.rises) < (EVALUATIONS if inside else LAST):
-        place = _next(over, inside, limit)
+        place = over[0] - min(over[1] / slope, FURTHEST) if inside is None else _between(inside, over)
         found = measured(math.exp(place))
         tried.forecasts.append(math.exp(place))
         tried.rises.append(found)
-        if found > limit:
-            over = (place, found)
-            continue
-        inside, tried.best = (place, found), len(tried.rises) - 1
-        if found >= (1 - NEAR) * limit:
-            break
+        height = math.log(max(found, FLOOR * limit) / aim)
+        if found <= limit:
+            over = (over[0], over[1] / 2) if side < 0 else over
+            inside, side, tried.best = (place, height), -1, len(tried.rises) - 1
+            if found >= (1 - NEAR) * limit:
+                break
+        else:
+            if inside is None:
+                slope = min(max((over[1] - height) / (over[0] - place), FLATTEST), STEEPEST)
+            elif side > 0:
+                inside = (inside[0], inside[1] / 2)
+            over, side = (place, height), 1
     if inside is None:
         raise HoldfastError(
             f"a measured forgetting of {limit:g} is out of reach: it is {tried.rises[-1]:g} still with a shift whose "
@@ -66,13 +75,7 @@ def largest_inside(measured: Callable[[float], float], forecast: float, rise: fl
     return tried
 
 
-def _next(over: tuple[float, float], inside: tuple[float, float] | None, limit: float) -> float:
-    """The logarithm of the forecast to try next."""
-    high, rise = over
-    if inside is None:
-        return high + math.log(max(min(AIM * limit / rise, 0.9), STEEPEST))
-    low, least = inside
-    if least <= 0:  # nothing is forgotten there, and a logarithm says nothing
-        return (low + high) / 2
-    share = math.log(AIM * limit / least) / math.log(rise / least)
-    return low + min(max(share, 0.1), 0.9) * (high - low)
+def _between(inside: tuple[float, float], over: tuple[float, float]) -> float:
+    """Where the line through both heights is 0, a tenth of the way off either end."""
+    share = -inside[1] / (over[1] - inside[1])
+    return inside[0] + min(max(share, 0.1), 0.9) * (over[0] - inside[0])
