@@ -47,7 +47,7 @@ class Identity(Curvature):
         return up @ (down @ down.T * self._factor), (up.T @ up * self._factor) @ down
 
     def spectrum(self) -> Spectrum:
-        return Spectrum(self.size.new_full((1, 1), self._factor).expand(self.shape))
+        return Spectrum(self.scale.reshape(1, 1).expand(self.shape))
 
     def damped(self, damping: float) -> "Identity":
         """(1 + eta) I: its mean eigenvalue is 1, so damping is strength by another name."""
