@@ -157,8 +157,8 @@ def _caveats(recipe: FitRecipe, budget: Budget, fitted: Fitted, row: Mapping[str
     if recipe.source is None:
         found.append(
             "No source data was named: the anchor's forecast alone decided, and forecasts are low (a Kronecker anchor "
-            "says about 0.4 of what plain LoRA forgets; one of samples-joint 0.9 to 1.2). Pass --source DATA or --source "
-            "self to measure."
+            "says about 0.4 of what plain LoRA forgets; one of samples-joint 0.9 to 1.2). Pass --source DATA or "
+            "--source self to measure."
         )
     elif recipe.source.path == SELF:
         found.append("Forgetting was measured on text that the model sampled itself, not on its original data.")
