@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from cli_runs import LENGTH, anchor, files_in, make_model, out, place, refused, succeeded, tune  # noqa: F401
+from cli_runs import LENGTH, SENTENCES, anchor, files_in, make_model, out, place, refused, succeeded, tune  # noqa: F401
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -38,6 +38,14 @@ def whole(place):  # noqa: F811
     folder = place.path / "whole"
     succeeded(*tune(place, folder, "--steps", 12, "--method", "full"))
     return folder / "model"
+
+
+@pytest.fixture(scope="module")
+def source(place):  # noqa: F811
+    """Enough old data to measure small budgets on."""
+    path = place.path / "much.txt"
+    path.write_text("\n".join(SENTENCES * 250) + "\n")
+    return path
 
 
 def fit(adapter, anchor, out, *more, budget: Any = BUDGET):  # noqa: F811
@@ -78,8 +86,8 @@ def test_stock_peft_loads_it_and_its_forecast_is_the_budget(place, anchor, tuned
 
 
 @pytest.mark.parametrize("how", ["scale", "layers", "project"])
-def test_what_is_measured_decides(place, anchor, tuned, tmp_path, how):  # noqa: F811
-    data = ("--source", place.source, "--target", place.target, *LENGTH)
+def test_what_is_measured_decides(place, anchor, tuned, source, tmp_path, how):  # noqa: F811
+    data = ("--source", source, "--target", place.target, *LENGTH)
     done = succeeded(*fit(tuned, anchor, tmp_path / "o", "--how", how, *data, "--json", budget="0.5%"))
     row = done.json["rows"][0]
     assert row["steered_by"] == "measurement"
@@ -88,7 +96,7 @@ def test_what_is_measured_decides(place, anchor, tuned, tmp_path, how):  # noqa:
     tokenizer = AutoTokenizer.from_pretrained(place.model)
     base = AutoModelForCausalLM.from_pretrained(place.model)
     sides = {
-        "source": read_side(DataSettings(path=str(place.source)), tokenizer, 48, 0.5),
+        "source": read_side(DataSettings(path=str(source)), tokenizer, 48, 0.5),
         "target": read_side(DataSettings(path=str(place.target)), tokenizer, 48, 0.5),
     }
     before = {name: mean_loss(base, side.held_out).nats for name, side in sides.items()}
@@ -126,10 +134,10 @@ def test_a_wholly_tuned_model(place, anchor, whole, tmp_path):  # noqa: F811
     assert again["source_after"] != again["source_before"]
 
 
-def test_an_adapter_inside_its_budget_is_copied(place, anchor, tuned, tmp_path):  # noqa: F811
+def test_an_adapter_inside_its_budget_is_copied(place, anchor, tuned, source, tmp_path):  # noqa: F811
     """Twice: a second fit may replace the first."""
     for _ in range(2):
-        done = succeeded(*fit(tuned, anchor, tmp_path / "o", "--source", place.source, *LENGTH, budget=5))
+        done = succeeded(*fit(tuned, anchor, tmp_path / "o", "--source", source, *LENGTH, budget=5))
         assert "was inside its budget" in done.err
     row = json.loads((tmp_path / "o" / "results.json").read_text())["rows"][0]
     assert (row["changed"], row["scaled_by"]) == (False, 1.0)
@@ -140,12 +148,12 @@ def test_an_adapter_inside_its_budget_is_copied(place, anchor, tuned, tmp_path):
             assert (tmp_path / "o" / "adapter" / path.name).read_bytes() == path.read_bytes()
 
 
-def test_the_card_says_what_is_left_and_keeps_what_was_said(place, anchor, tuned, tmp_path):  # noqa: F811
+def test_the_card_says_what_is_left_and_keeps_what_was_said(place, anchor, tuned, source, tmp_path):  # noqa: F811
     theirs = tmp_path / "theirs"
     shutil.copytree(tuned, theirs)
     (theirs / "README.md").write_text("---\nlicense: mit\ntags: [poetry]\n---\n# Mine\n\nIt writes verse.\n")
     (theirs / "optimizer.pt").write_bytes(b"left by a trainer")
-    data = ("--source", place.source, "--target", place.target, *LENGTH)
+    data = ("--source", source, "--target", place.target, *LENGTH)
     done = succeeded(*fit(theirs, anchor, tmp_path / "o", *data))
     _, metadata, text = (tmp_path / "o" / "adapter" / "README.md").read_text().split("---\n", 2)
     wanted = {"license": "mit", "tags": ["poetry", "holdfast"], "base_model": str(place.model), "library_name": "peft"}
@@ -264,20 +272,18 @@ def test_what_moved_at_no_price(place, anchor, whole, tmp_path, out):  # noqa: F
 
 
 @pytest.mark.parametrize("kind", ["identity", "absolute", "adapter"])
-def test_anchors_that_say_nothing_in_nats(place, tuned, tmp_path, out, kind):  # noqa: F811
+def test_anchors_that_say_nothing_in_nats(place, tuned, source, tmp_path, out, kind):  # noqa: F811
     folder = tmp_path / "anchor"
     if kind == "adapter":
         model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(place.model), tuned, is_trainable=True)
         Anchor.estimate(model, [{"input_ids": torch.arange(12)[None]}], space="adapter", progress=False).save(folder)
     else:
-        source = () if kind == "identity" else ("--source", place.source)
-        succeeded("anchor", "--model", place.model, "--curvature", kind, "--out", folder, *source, *LENGTH)
+        data = () if kind == "identity" else ("--source", place.source)
+        succeeded("anchor", "--model", place.model, "--curvature", kind, "--out", folder, *data, *LENGTH)
     says = {"identity": "predicts nothing", "absolute": "size of a move", "adapter": "does not say where it started"}
     refused(*fit(tuned, folder, out, *LENGTH), says=[says[kind]])
     if kind == "identity":
-        row = succeeded(*fit(tuned, folder, tmp_path / "o", "--source", place.source, *LENGTH, "--json")).json["rows"][
-            0
-        ]
+        row = succeeded(*fit(tuned, folder, tmp_path / "o", "--source", source, *LENGTH, "--json")).json["rows"][0]
         assert (row["changed"], row["predicted_forgetting"], row["predicted_unfitted"]) == (True, None, None)
 
 

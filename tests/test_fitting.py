@@ -233,7 +233,8 @@ def test_points_of_accuracy_are_a_budget() -> None:
 def known() -> list[dict[str, Tensor]]:
     """Batches of which the base model knows every label."""
     network = NETWORKS["llama"]
-    return [batch | {"labels": likeliest(network.build(), batch)} for batch in network.batches(2)]
+    batches = [batch | {"labels": likeliest(network.build(), batch)} for batch in network.batches(2)]
+    return [{name: tensor.repeat(100, 1) for name, tensor in batch.items()} for batch in batches]
 
 
 def likeliest(model: Any, batch: dict[str, Tensor]) -> Tensor:
@@ -365,19 +366,39 @@ def test_layers_that_share_a_tuned_weight_have_one_factor() -> None:
 
 def test_an_interrupted_fit_leaves_the_model_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
     model, anchor = moved("lora", "llama"), anchor_of("llama", "kronecker")
-    born, calls = state(model), []
+    born, tried = state(model), []
 
-    def stop(*_: Any) -> float:
-        calls.append(1)
-        if len(calls) > 2:
+    def stop(self: Any, limit: float) -> None:
+        aim(self, limit)
+        tried.append(limit)
+        if len(tried) > 1:
             raise KeyboardInterrupt
-        return 1.0
 
-    monkeypatch.setattr("holdfast.fitting.fit.rise", lambda *_: (stop(), None))
+    aim = WAYS["layers"].aim
+    monkeypatch.setattr(WAYS["layers"], "aim", stop)
     with pytest.raises(KeyboardInterrupt):
-        holdfast.fit(model, anchor, 0.01, source=NETWORKS["llama"].batches(2), progress=False)
-    assert len(calls) == 3
+        holdfast.fit(model, anchor, 0.05, source=known(), progress=False)
+    assert len(tried) == 2
     assert all(torch.equal(tensor, born[key]) for key, tensor in model.state_dict().items())
+
+
+def test_a_budget_that_so_few_data_can_not_measure_is_refused() -> None:
+    model, anchor = moved("lora", "llama"), anchor_of("llama", "kronecker")
+    born = state(model)
+    with pytest.raises(HoldfastError, match="below what can be measured"):
+        holdfast.fit(model, anchor, 0.01, source=NETWORKS["llama"].batches(2), progress=False)
+    assert all(torch.equal(tensor, born[key]) for key, tensor in model.state_dict().items())
+
+
+def test_any_module_is_fitted_with_a_loss_of_its_own() -> None:
+    network, model = NETWORKS["mlp"], moved("lora", "mlp")
+    source = [{name: tensor.repeat(60, *[1] * (tensor.dim() - 1)) for name, tensor in batch.items()}
+              for batch in network.batches(2)]  # fmt: skip
+    labels = [network.build()(batch["x"]).argmax(dim=-1) for batch in source]
+    source = [batch | {"labels": label} for batch, label in zip(source, labels, strict=True)]
+    options = {"source": source, "forward_loss": network.forward_loss, "progress": False}
+    found = holdfast.fit(model, anchor_of("mlp", "kronecker"), 0.1, **options)
+    assert found.forgetting_after <= 0.1 < found.forgetting_before
 
 
 def test_every_way_says_what_it_does() -> None:

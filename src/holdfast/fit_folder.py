@@ -7,13 +7,13 @@ from typing import Any
 
 from holdfast import fit_product as product
 from holdfast.anchor import Anchor
-from holdfast.batches import collate
+from holdfast.before_after import batches, finite
 from holdfast.budgets.budget import Budget
+from holdfast.budgets.gauge import Gauge, Reading
 from holdfast.data import check_tokenizer
 from holdfast.files import output_folder
 from holdfast.fit_recipe import FitRecipe
 from holdfast.fitting.fit import Fitted, check_budget, fit
-from holdfast.fitting.measured import Measured, measure, rise
 from holdfast.fitting.refusals import check_anchor
 from holdfast.fitting.ways import way
 from holdfast.language_model import load_model, load_tokenizer
@@ -21,9 +21,8 @@ from holdfast.machine import machine, peak_memory_mb, versions
 from holdfast.noted import noted
 from holdfast.sides import SELF, Side, limited, read_side, sampled_side
 
-BATCH = 8  # sequences measured at once: a standard error takes each such batch for one draw
 SIDES = ("source", "target")
-Losses = dict[str, Measured | None]
+Readings = dict[str, Reading]
 
 
 def fit_folder(recipe: FitRecipe, out: Path, *, say: Callable[[str], None] = print) -> dict[str, Any]:
@@ -47,9 +46,12 @@ def fit_folder(recipe: FitRecipe, out: Path, *, say: Callable[[str], None] = pri
         base = load_model(name, recipe.dtype)
         anchor.check(base)
         sides = _sides(recipe, name, base, say)
-        before = _measured(base, sides, "before", recipe.max_items)
+        gauges = _gauges(base, sides, budget, recipe.max_items)
+        for gauge in gauges.values():
+            gauge.prepare()
         model, reference = came.load(base, anchor, recipe.dtype)
-        unfitted = _measured(model, sides, "unfitted", recipe.max_items)
+        gauges = _gauges(model, sides, budget, recipe.max_items, before=gauges)
+        unfitted = {side: gauge.look(whole=True) for side, gauge in gauges.items()}
         fitted = fit(
             model,
             anchor,
@@ -59,9 +61,9 @@ def fit_folder(recipe: FitRecipe, out: Path, *, say: Callable[[str], None] = pri
             target=_steering(sides["target"], recipe.max_items) if recipe.worth == "target" else None,
             reference=reference,
         )
-        after = _measured(model, sides, "fitted", recipe.max_items) if fitted.changed else unfitted
-        forecasts = all(curvature.forecasts for curvature in anchor.curvatures.values())
-        row = _row(recipe, came, fitted, {"before": before, "unfitted": unfitted, "after": after}, forecasts)
+        after = {side: gauge.look(whole=True) for side, gauge in gauges.items()} if fitted.changed else unfitted
+        row = _row(recipe, came, fitted, all(curvature.forecasts for curvature in anchor.curvatures.values()))
+        row |= _measured(gauges, unfitted, after)
         row |= {"seconds": time.perf_counter() - started, "peak_memory_mb": peak_memory_mb()}
         results = _results(
             recipe, name, row, sides, [*came.notes(name), *notes, *_caveats(recipe, budget, fitted, row)]
@@ -90,35 +92,44 @@ def _sides(recipe: FitRecipe, name: str, base: Any, say: Callable[[str], None]) 
     return sides
 
 
-def _batches(rows: list[Any], max_items: int) -> list[Any]:
-    rows = limited(rows, max_items)
-    return [collate(rows[start : start + BATCH]) for start in range(0, len(rows), BATCH)]
-
-
 def _steering(side: Side | None, max_items: int) -> list[Any] | None:
-    return None if side is None else _batches(side.rows, max_items)
+    return None if side is None else batches(limited(side.rows, max_items))
 
 
-def _measured(model: Any, sides: Mapping[str, Side | None], when: str, max_items: int) -> Losses:
-    return {
-        name: None
-        if side is None
-        else measure(model, _batches(side.held_out, max_items), name=f"{name} {when}", progress=True)
-        for name, side in sides.items()
+def _gauges(
+    model: Any,
+    sides: Mapping[str, Side | None],
+    budget: Budget,
+    max_items: int,
+    before: Mapping[str, Gauge] | None = None,
+) -> dict[str, Gauge]:
+    """What measures the rows that steer nothing; `before`: the base model's, whose losses these start from."""
+    found = {}
+    for name, side in sides.items():
+        if side is None:
+            continue
+        rows = batches(limited(side.held_out, max_items))
+        found[name] = Gauge(model, rows, budget if name == "source" else None, name=name, progress=True)
+        if before is not None:
+            found[name].restore(before[name].state())
+    return found
+
+
+def _measured(gauges: Mapping[str, Gauge], unfitted: Readings, after: Readings) -> dict[str, Any]:
+    """Losses in nats per token of base, adapter and fitted adapter, and forgetting in the budget's unit."""
+    row: dict[str, Any] = {f"{side}_{when}": None for side in SIDES for when in ("before", "unfitted", "after")}
+    for side, gauge in gauges.items():
+        row[f"{side}_before"] = gauge.loss
+        row[f"{side}_unfitted"], row[f"{side}_after"] = unfitted[side].loss, after[side].loss
+    source = after.get("source")
+    return row | {
+        "forgetting": None if source is None else source.amount,
+        "forgetting_error": None if source is None else finite(source.error),
+        "forgetting_unfitted": None if source is None else unfitted["source"].amount,
     }
 
 
-def _row(
-    recipe: FitRecipe, came: product.Came, fitted: Fitted, losses: Mapping[str, Losses], forecasts: bool
-) -> dict[str, Any]:
-    source = losses["after"]["source"]
-    told: dict[str, float | None] = {"forgetting": None, "forgetting_error": None, "forgetting_unfitted": None}
-    if source is not None:
-        base, unfitted = losses["before"]["source"], losses["unfitted"]["source"]
-        assert base is not None
-        assert unfitted is not None
-        told["forgetting"], told["forgetting_error"] = rise(base, source, fitted.unit)
-        told["forgetting_unfitted"] = rise(base, unfitted, fitted.unit)[0]
+def _row(recipe: FitRecipe, came: product.Came, fitted: Fitted, forecasts: bool) -> dict[str, Any]:
     one = len(set(fitted.factors.values())) == 1 and not fitted.rank_lost
     return {
         "method": came.kind,
@@ -126,12 +137,10 @@ def _row(
         "how": fitted.how,
         "strength": None,
         "seed": recipe.seed,
-        **{f"{side}_{when}": _loss(found[side]) for when, found in losses.items() for side in SIDES},
         "budget": fitted.limit,
         "budget_unit": fitted.unit,
         "budget_words": fitted.budget,
         "steered_by": fitted.steered_by,
-        **told,
         "changed": fitted.changed,
         "scaled_by": next(iter(fitted.factors.values())) if one else None,
         "predicted_unfitted": fitted.forecast_before if forecasts else None,
@@ -144,10 +153,6 @@ def _row(
         "search": [{"forecast": forecast, "forgetting": found} for forecast, found in fitted.search],
         "trainable_parameters": 0,
     }
-
-
-def _loss(measured: Measured | None) -> float | None:
-    return None if measured is None else measured.loss
 
 
 def _caveats(recipe: FitRecipe, budget: Budget, fitted: Fitted, row: Mapping[str, Any]) -> list[str]:

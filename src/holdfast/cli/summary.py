@@ -29,7 +29,7 @@ def change(row: dict[str, Any], side: str) -> float | None:
 def _print_one(row: dict[str, Any]) -> None:
     lines = []
     for name, side in SIDES:
-        before, after = row[f"{side}_before"], row[f"{side}_after"]
+        before, after = row.get(f"{side}_before"), row.get(f"{side}_after")
         if before is None and after is None:
             continue  # not asked for
         moved = change(row, side)
@@ -47,12 +47,12 @@ def _print_one(row: dict[str, Any]) -> None:
     if row["method"] == "none":  # a model alone has no before and after
         header, lines = ["", "loss", "perplexity"], [[name, loss, spread] for name, loss, _, _, spread, _ in lines]
     print_table(f"{_what(row)}; losses in nats per token", header, lines, right=1)
-    said = []
-    if row.get("predicted_forgetting") is not None:
+    said = _budget(row)
+    if row.get("predicted_forgetting") is not None and not said:
         said.append(f"forecast of the forgetting {row['predicted_forgetting']:.2g} nats per token")
     if row.get("trainable_parameters"):
         said.append(f"{row['trainable_parameters']:,} trained parameters")
-    said += [f"{row['seconds']:.0f} s", f"{row['peak_memory_mb']:.0f} MB"]
+    said += [f"{row[key]:.0f} {unit}" for key, unit in (("seconds", "s"), ("peak_memory_mb", "MB")) if row.get(key)]
     console.print("; ".join(said), highlight=False, soft_wrap=True)
 
 
@@ -61,15 +61,33 @@ def _what(row: dict[str, Any]) -> str:
         return row["penalty"]
     if row["penalty"] == "none":
         return f"{row['method']} without holding on"
-    return f"{row['method']} held on by {row['penalty']} at strength {row['strength']:g}"
+    held = f"{row['method']} held on by {row['penalty']}"
+    return f"{held} at strength {row['strength']:g}" if row.get("strength") is not None else f"{held} within a budget"
+
+
+def _budget(row: dict[str, Any]) -> list[str]:
+    """Budget, forecast and measurement side by side; nothing where none was given."""
+    if row.get("budget") is None:
+        return []
+    unit, forecast, measured = row.get("budget_unit", "nats"), row.get("calibrated_forecast"), row.get("forgetting")
+    error = row.get("forgetting_error")
+    said = [f"budget {row['budget_words']}"]
+    if forecast is not None:
+        said.append(f"forecast {forecast:.3g} {unit}, steered by {row['steered_by']}")
+    if measured is not None:
+        spread = "" if error is None else f" (± {error:.1g})"
+        said.append(f"measured {measured:.3g}{spread} {unit} on data that steered nothing")
+    if row.get("scaled_by", 1.0) < 1:
+        said.append(f"scaled to {row['scaled_by']:.0%} to get inside")
+    return said
 
 
 def _print_several(rows: list[dict[str, Any]]) -> None:
     """With plain fine-tuning as the measure where it was run."""
-    plain = {row["seed"]: row for row in rows if row["penalty"] == "none"}
-    lines = [_line(row, plain.get(row["seed"])) for row in rows]
+    plain = {row.get("seed"): row for row in rows if row["penalty"] == "none"}
+    lines = [_line(row, plain.get(row.get("seed"))) for row in rows]
     hidden = set() if plain else set(OF_PLAIN)
-    if len({row["seed"] for row in rows}) == 1:
+    if len({row.get("seed") for row in rows}) == 1:
         hidden.add("seed")
     if console.width < WIDE:
         hidden |= {"source\nloss", "perplexity", "target\nloss"} | ({"MB"} if "seed" not in hidden else set())
@@ -95,8 +113,8 @@ def _line(row: dict[str, Any], plain: dict[str, Any] | None) -> dict[str, str]:
     forgotten, learned = change(row, "source"), change(row, "target")
     return {
         "held on by": row["penalty"].replace("+", " + "),
-        "strength": "-" if row.get("strength") is None else f"{row['strength']:g}",
-        "seed": str(row["seed"]),
+        "strength": _strength(row),
+        "seed": str(row.get("seed", "-")),
         "source\nloss": number(row.get("source_after")),
         "perplexity": _perplexity(row.get("source_after")),
         "forgotten": number(forgotten),
@@ -108,6 +126,12 @@ def _line(row: dict[str, Any], plain: dict[str, Any] | None) -> dict[str, str]:
         "seconds": number(row.get("seconds"), 0),
         "MB": number(row.get("peak_memory_mb"), 0),
     }
+
+
+def _strength(row: dict[str, Any]) -> str:
+    if row.get("budget") is not None:
+        return f"budget {row['budget']:.3g}" + (" points" if row.get("budget_unit") == "points" else "")
+    return "-" if row.get("strength") is None else f"{row['strength']:g}"
 
 
 def _of_plain(mine: float | None, plain: dict[str, Any] | None, side: str) -> str:

@@ -1,6 +1,6 @@
 """`holdfast.fit`: a finished adapter back inside a forgetting budget, in closed form."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,14 +9,15 @@ from torch import Tensor, nn
 from holdfast.anchor import Anchor
 from holdfast.batches import batches_of
 from holdfast.budgets.budget import Budget
+from holdfast.budgets.gauge import Gauge
 from holdfast.errors import HoldfastError
-from holdfast.fitting.measured import Measured, Unit, measure, rise
 from holdfast.fitting.moving import Moving
 from holdfast.fitting.refusals import check_anchor
 from holdfast.fitting.search import Search, largest_inside
 from holdfast.fitting.way import Way
 from holdfast.fitting.ways import way
 from holdfast.fitting.worth import by_gain, by_length
+from holdfast.likelihood import ForwardLoss
 
 FORECAST, MEASUREMENT = "forecast", "measurement"
 
@@ -44,7 +45,7 @@ class Fitted:
     factors: dict[str, float]
     budget: str
     limit: float
-    unit: Unit
+    unit: str
     steered_by: str
     forecast_before: float
     forecast_after: float
@@ -72,6 +73,7 @@ def fit(
     target: Any = None,
     reference: Mapping[str, Tensor] | None = None,
     batch_size: int = 8,
+    forward_loss: ForwardLoss | None = None,
     progress: bool = True,
 ) -> Fitted:
     """Shrink a finished shift, in place and without training, until it is inside a forgetting budget.
@@ -97,21 +99,33 @@ def fit(
         reference: layer name -> weight of the base model, as `holdfast.snapshot(base)` gives it, for a wholly tuned
             model. Only layers' weights are looked at.
         batch_size: for a `datasets.Dataset`.
+        forward_loss: of models that are not of transformers, as for `Anchor.estimate`.
         progress: show progress bars.
 
     Raises:
         HoldfastError: another base model; adapters that scaling can't bring back (DoRA, PiSSA, modules_to_save,
-            biases; each says why); layers without curvature; a budget that needs source data; an anchor that forecasts
-            nothing without source data. The model is then as it was.
+            biases; each says why); layers without curvature; a budget that needs source data, or more of them; an
+            anchor that forecasts nothing without source data. The model is then as it was.
     """
     asked, kind = Budget.parse(budget), way(how)
-    batches = None if source is None else list(batches_of(source, batch_size))
-    check_budget(asked, measured=batches is not None)
-    check_anchor(anchor, measured=batches is not None)
+    check_budget(asked, measured=source is not None)
+    check_anchor(anchor, measured=source is not None)
+    gauge = None
+    if source is not None:
+        batches = batches_of(source, batch_size)
+        gauge = Gauge(model, batches, asked, forward_loss, name="source that steers", progress=progress)
     moving = Moving(model, anchor, reference)
     try:
-        worths = _worths(kind, moving, None if target is None else batches_of(target, batch_size), progress)
-        return _fitted(moving, kind(moving, worths), asked, batches, progress)
+        if gauge is not None:
+            moving.scale(0.0)
+            gauge.prepare()
+            moving.scale(1.0)
+        worths: dict[str, float] = {}
+        if kind.weighs and moving.moves:
+            worths = by_length(moving)
+            if target is not None:
+                worths = by_gain(moving, batches_of(target, batch_size), forward_loss, progress=progress)
+        return _fitted(moving, kind(moving, worths), asked, gauge)
     except BaseException:
         moving.scale(1.0)
         raise
@@ -127,30 +141,23 @@ def check_budget(budget: Budget, *, measured: bool) -> None:
         )
 
 
-def _worths(kind: type[Way], moving: Moving, target: Iterable[Any] | None, progress: bool) -> dict[str, float]:
-    if not kind.weighs or not moving.moves:
-        return {}
-    return by_length(moving) if target is None else by_gain(moving, target, progress=progress)
-
-
-def _fitted(moving: Moving, shrinking: Way, budget: Budget, batches: list[Any] | None, progress: bool) -> Fitted:
+def _fitted(moving: Moving, shrinking: Way, budget: Budget, gauge: Gauge | None) -> Fitted:
     moving.scale(1.0)
     forecast, prices = moving.forecast(), moving.per_layer()
     told: tuple[float | None, float | None] = (None, None)
-    if batches is None:
-        limit = budget.limit()
+    loss = None if gauge is None else gauge.loss
+    limit = budget.limit(loss)
+    if gauge is None:
         factors, tried = shrinking.aim(limit), Search()
     else:
-        base = _at_base(moving, batches, progress)
-        limit = budget.limit(base.loss)
-        factors, tried, told = _steered(moving, shrinking, budget, limit, base, batches, progress)
+        factors, tried, told = _steered(moving, shrinking, limit, gauge)
     return Fitted(
         how=shrinking.name,
         factors=factors,
-        budget=budget.words(None if batches is None else base.loss),
+        budget=budget.words(loss),
         limit=limit,
-        unit="points" if budget.unit == "points" else "nats",
-        steered_by=FORECAST if batches is None else MEASUREMENT,
+        unit=budget.unit,
+        steered_by=FORECAST if gauge is None else MEASUREMENT,
         forecast_before=forecast,
         forecast_after=moving.forecast(),
         prices_before=prices,
@@ -163,38 +170,21 @@ def _fitted(moving: Moving, shrinking: Way, budget: Budget, batches: list[Any] |
     )
 
 
-def _at_base(moving: Moving, batches: list[Any], progress: bool) -> Measured:
-    moving.scale(0.0)
-    found = measure(moving.model, batches, name="source before", progress=progress)
-    moving.scale(1.0)
-    return found
-
-
 def _steered(
-    moving: Moving,
-    shrinking: Way,
-    budget: Budget,
-    limit: float,
-    base: Measured,
-    batches: list[Any],
-    progress: bool,
+    moving: Moving, shrinking: Way, limit: float, gauge: Gauge
 ) -> tuple[dict[str, float], Search, tuple[float, float]]:
     """The factors, what was tried, and the forgetting measured before and after."""
-    unit: Unit = "points" if budget.unit == "points" else "nats"
-
-    def forgotten() -> float:
-        return rise(base, measure(moving.model, batches, name="source fitted", progress=progress), unit)[0]
 
     def measured(forecast: float) -> float:
         shrinking.aim(forecast)
-        return forgotten()
+        return gauge.look(whole=True).amount
 
-    came = forgotten()
+    came = gauge.look(whole=True).amount
     if came <= limit:
         return dict.fromkeys(moving.moves, 1.0), Search(), (came, came)
     if not moving.forecast() > 0:
         raise HoldfastError(
-            f"the adapter forgets {came:.3g} {unit}, and the anchor has no price for anything that it moved",
+            f"the adapter forgets {came:.3g} {gauge.unit}, and the anchor has no price for anything that it moved",
             causes=["the anchor was measured on data that the moved layers do not serve"],
             remedy="measure the anchor on source data like those that are measured here",
         )

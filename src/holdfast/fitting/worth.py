@@ -11,6 +11,7 @@ from holdfast.curvature.curvature import Coupled
 from holdfast.fitting.move import AdapterMove, WeightMove
 from holdfast.fitting.moving import Moving
 from holdfast.layers import require_kind
+from holdfast.likelihood import ForwardLoss
 from holdfast.penalties.prices import Prices
 
 ITEMS = 100_000  # scored target items that a curvature is measured on, at most
@@ -21,7 +22,9 @@ def by_length(moving: Moving) -> dict[str, float]:
     return moving.squared_lengths()
 
 
-def by_gain(moving: Moving, target: Iterable[Any], *, progress: bool = True) -> dict[str, float]:
+def by_gain(
+    moving: Moving, target: Iterable[Any], forward_loss: ForwardLoss | None = None, *, progress: bool = True
+) -> dict[str, float]:
     """Layer name -> 1/2 <D_l, T_l D_l>, nats per target item, of the shifts as they came.
 
     T is the Fisher from the target's own labels at the finished weights, where the target's loss is about least: to
@@ -31,6 +34,7 @@ def by_gain(moving: Moving, target: Iterable[Any], *, progress: bool = True) -> 
     Args:
         moving: the model, its shifts as they came.
         target: batches with labels.
+        forward_loss: as for `Anchor.estimate`.
         progress: show a bar.
     """
     curvatures = moving.anchor.curvatures.values()
@@ -43,6 +47,7 @@ def by_gain(moving: Moving, target: Iterable[Any], *, progress: bool = True) -> 
             targets=list(moving.moves),
             fisher="data",
             max_items=ITEMS,
+            forward_loss=forward_loss,
             progress=progress,
         )
     readers = {name: move.shift for name, move in moving.moves.items()}
