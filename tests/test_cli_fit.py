@@ -78,7 +78,7 @@ def test_stock_peft_loads_it_and_its_forecast_is_the_budget(place, anchor, tuned
     assert (row["method"], row["penalty"], row["steered_by"], row["changed"]) == (
         "adapter", f"fit-{how}", "forecast", True,
     )  # fmt: skip
-    assert (row["scaled_by"] is None) == (how == "layers")
+    assert ("scaled_by" in row) == (how == "scale")
     assert sum(row["per_layer"].values()) == pytest.approx(BUDGET, rel=1e-5)
     assert any("forecast alone decided" in warning for warning in done.json["warnings"])
     assert files_in(tmp_path).keys() == {f"o/{name}" for name in ("results.json", *sorted(
@@ -171,6 +171,12 @@ def test_the_card_says_what_is_left_and_keeps_what_was_said(place, anchor, tuned
     dearest = max(row["per_layer_unfitted"], key=row["per_layer_unfitted"].get)
     assert dearest in done.out
     assert f"{row['factors'][dearest]:.3f}" in done.out
+
+
+def test_a_report_shows_it_beside_the_run_that_it_came_from(place, anchor, tuned, source, tmp_path):  # noqa: F811
+    succeeded(*fit(tuned, anchor, tmp_path / "o", "--source", source, "--target", place.target, *LENGTH))
+    succeeded("report", tuned.parent, tmp_path / "o", "--out", tmp_path / "report.html")
+    assert "fit-layers" in (tmp_path / "report.html").read_text()
 
 
 def test_text_of_the_model_s_own_and_points_of_accuracy(place, anchor, tuned, tmp_path):  # noqa: F811

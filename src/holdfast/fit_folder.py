@@ -142,7 +142,7 @@ def _row(recipe: FitRecipe, came: product.Came, fitted: Fitted, forecasts: bool)
         "budget_words": fitted.budget,
         "steered_by": fitted.steered_by,
         "changed": fitted.changed,
-        "scaled_by": next(iter(fitted.factors.values())) if one else None,
+        **({"scaled_by": next(iter(fitted.factors.values()))} if one else {}),
         "predicted_unfitted": fitted.forecast_before if forecasts else None,
         "predicted_forgetting": fitted.forecast_after if forecasts else None,
         "per_layer_unfitted": fitted.prices_before,
