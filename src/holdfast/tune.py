@@ -1,9 +1,7 @@
 """`holdfast tune` on the user's own model and data: train, measure both sides, write everything down."""
 
 import shutil
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +19,7 @@ from holdfast.holding import Holding
 from holdfast.language_model import load_model, load_tokenizer
 from holdfast.machine import machine, versions
 from holdfast.moved import shift_sizes
+from holdfast.noted import noted
 from holdfast.outcome import caveats, outcome
 from holdfast.penalties.anchored import Anchored
 from holdfast.penalties.regularizer import Regularizer
@@ -63,7 +62,7 @@ def tune(
         base, tokenizer = load_model(recipe.model, recipe.dtype), load_tokenizer(recipe.model)
         check_tokenizer(tokenizer, base, length=recipe.length)
         holding.check(base)
-        with _noted() as notes:
+        with noted() as notes:
             sides = _sides(recipe, base, tokenizer, say)
             run = Run(dump(recipe), {name: fingerprint(side) for name, side in sides.items()})
             if checkpoint is not None:
@@ -122,23 +121,6 @@ def _sides(recipe: TuneRecipe, model: Any, tokenizer: Any, say: Say) -> dict[str
             steers = f", {len(side.steering)} steer the budget" if side.steering else ""
             say(f"{name}: {side.about['description']}; {len(side.held_out)} sequences held out to measure on{steers}")
     return sides
-
-
-@contextmanager
-def _noted() -> Iterator[list[str]]:
-    """What Holdfast warns of inside the block (rows left out, weights without a price), shown and kept."""
-    notes: list[str] = []
-    home = str(Path(__file__).parent)
-    with warnings.catch_warnings():
-        shown = warnings.showwarning
-
-        def keep(message: Any, category: Any, filename: str, *more: Any, **named: Any) -> None:
-            if issubclass(category, UserWarning) and filename.startswith(home):
-                notes.append(str(message))
-            shown(message, category, filename, *more, **named)
-
-        warnings.showwarning = keep
-        yield notes
 
 
 def _target(recipe: TuneRecipe, model: Any, tokenizer: Any) -> Side:
