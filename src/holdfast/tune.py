@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from holdfast import catalogue, checkpoints
+from holdfast.anchors.store import Store
 from holdfast.card import SIGNATURE, write_card
 from holdfast.checkpoints import Run
 from holdfast.data import check_tokenizer
@@ -28,20 +29,39 @@ from holdfast.training import LIVE_LOG, Trained, log_line, train
 from holdfast.tune_recipe import TuneRecipe
 
 Say = Callable[[str], None]
+OnStep = Callable[[int, int], None]
 PRODUCTS = ("adapter", "model")  # folders: what a method with and without an adapter leaves
 
 
-def tune(recipe: TuneRecipe, out: Path, *, resume: bool = False, say: Say = print) -> dict[str, Any]:
+def tune(
+    recipe: TuneRecipe,
+    out: Path,
+    *,
+    resume: bool = False,
+    say: Say = print,
+    store: Store | None = None,
+    on_step: OnStep | None = None,
+    report: bool = True,
+) -> dict[str, Any]:
     """Train, measure both sides before and after, and write adapter, results and report into `out`.
 
     What an earlier run left in `out` stays as it is until this one has finished; its checkpoints go with this run's
     first checkpoint.
 
+    Args:
+        recipe: what was asked for.
+        out: the run's folder.
+        resume: go on from its last checkpoint.
+        say: for lines to read.
+        store: where measured anchors are kept for other runs; None keeps none.
+        on_step: called with (step, steps) after each step, instead of a progress bar.
+        report: write report.html, which is megabytes, too.
+
     Raises:
         HoldfastError: bad data, a model that can't be loaded, an anchor of another model, another recipe's folder
             to resume in, NaN losses, no space.
     """
-    tuner, holding = catalogue.tuner(recipe.method)(), Holding(recipe, say)
+    tuner, holding = catalogue.tuner(recipe.method)(), Holding(recipe, say, store)
     if not tuner.ranked and (key := next(filter(recipe.changed, ("rank", "alpha")), None)):
         raise HoldfastError(
             f"--{key} {getattr(recipe, key)}: --method {recipe.method} has none", remedy="leave it out"
@@ -76,11 +96,15 @@ def tune(recipe: TuneRecipe, out: Path, *, resume: bool = False, say: Say = prin
                 run=run,
                 checkpoint=checkpoint,
                 seed=recipe.seed,
+                on_step=on_step,
+                quiet=on_step is not None,
             )
         after = {name: held_out_loss(model, side, f"{name} after") for name, side in sides.items()}
         row = _row(recipe, holding, penalties, before, after, trained)
         results = _results(recipe, [row], sides, notes)
-        _save(model, tokenizer, results, run, out / kind, say)
+        _save(model, tokenizer, results, run, out / kind)
+        if report:
+            write_report(results, out, say)
     return results
 
 
@@ -198,8 +222,8 @@ def _check_destination(folder: Path) -> None:
         )
 
 
-def _save(model: Any, tokenizer: Any, results: dict[str, Any], run: Run, final: Path, say: Say) -> None:
-    """Adapter or fully tuned model, results, log and page, each whole or absent; an earlier run's product goes."""
+def _save(model: Any, tokenizer: Any, results: dict[str, Any], run: Run, final: Path) -> None:
+    """Adapter or fully tuned model, results and log, each whole or absent; an earlier run's product goes."""
     out = final.parent
     with whole_folder(final) as folder:
         model.save_pretrained(str(folder))
@@ -212,6 +236,11 @@ def _save(model: Any, tokenizer: Any, results: dict[str, Any], run: Run, final: 
     write_text(out / "recipe.resolved.yaml", run.recipe)
     write_text(out / "log.jsonl", "".join(map(log_line, results["rows"][-1]["history"])))
     (out / LIVE_LOG).unlink(missing_ok=True)
+    (out / "report.html").unlink(missing_ok=True)  # of an earlier run
+
+
+def write_report(results: dict[str, Any], out: Path, say: Say) -> None:
+    """report.html, or a line on what is not installed for it."""
     try:
         page.write(results, out / "report.html")
     except HoldfastError as error:

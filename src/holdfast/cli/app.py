@@ -5,6 +5,7 @@ import typer
 from holdfast.cli.anchor import anchor
 from holdfast.cli.demo import demo
 from holdfast.cli.evaluate import evaluate
+from holdfast.cli.frontier import frontier
 from holdfast.cli.methods import methods
 from holdfast.cli.tune import tune
 
@@ -20,6 +21,7 @@ app.command()(demo)
 app.command()(anchor)
 app.command()(tune)
 app.command()(evaluate)
+app.command()(frontier)
 app.command()(methods)
 
 
