@@ -79,7 +79,10 @@ def frontier(recipe: FrontierRecipe, out: Path, *, watch: Watch, retry: bool = F
             if study is None or retry or not _complete(recipe, Ledger(study, url)):
                 watch.say("Checking model, data and settings ...")
                 sides = checked(pool, recipes)
-                study = study or studies.make(storage, url, recipe, sides)
+                space = Space(recipe)
+                study = study or studies.make(
+                    storage, url, recipe, sides, lambda made: plan(recipe, Queue(made, storage, url, space))
+                )
                 studies.check_sides(study, url, sides)
             write_text(out / "recipe.resolved.yaml", dump(recipe.model_copy(update={"storage": _masked(recipe)})))
             run = Run(recipe, out, Queue(study, storage, url, Space(recipe)), pool, watch)
@@ -100,6 +103,12 @@ def _complete(recipe: FrontierRecipe, ledger: Ledger) -> bool:
     return len(known) >= recipe.settings and settled >= len(known) * len(recipe.seeds)
 
 
+def plan(recipe: FrontierRecipe, queue: Queue) -> None:
+    """Have every setting run that is to be run whatever is found, or that anybody has begun, with every seed."""
+    settings = dict.fromkeys([*recipe.planned(), *queue.ledger.settings()])
+    queue.add(Combination(setting, seed) for seed in recipe.seeds for setting in settings)
+
+
 class Run:
     """This process's part in a study."""
 
@@ -113,7 +122,7 @@ class Run:
         """Until every run is done or has failed, here or elsewhere."""
         if retry:
             self.queue.retry()
-        self.plan()
+        plan(self.recipe, self.queue)
         self.watch.begin(self.recipe.settings * len(self.recipe.seeds), len(self.queue.ledger.rows()))
         try:
             while self._fill() or self.queue.held or self._others():
@@ -126,12 +135,6 @@ class Run:
             with suppress(HoldfastError):
                 self.written(report=False)
             raise
-
-    def plan(self) -> None:
-        """Every setting that is to be run, or that anybody has begun, with every seed."""
-        settings = dict.fromkeys([*self.recipe.planned(), *self.queue.ledger.settings()])
-        seeds = self.recipe.seeds
-        self.queue.add(Combination(setting, seed) for seed in seeds for setting in settings)
 
     def _fill(self) -> bool:
         """Give idle processes something to do, where it is time to look; whether there was something."""
@@ -151,7 +154,7 @@ class Run:
         if not recipe.ranged() or len(self.queue.ledger.settings()) >= recipe.settings:
             return None
         claim = self.queue.propose(self._sampler, recipe.seeds[0])
-        self.plan()
+        plan(self.recipe, self.queue)
         return claim
 
     def _sampler(self, number: int) -> Any:

@@ -55,17 +55,30 @@ def open_storage(url: str) -> Any:
     path = _file_of(url)
     if path is not None:
         require_writable(path.parent)
-    # Two processes that make the tables at once would each find none.
     with _explained(url), _quietly(), nullcontext() if path is None else locked(path.with_name(f".{path.name}.lock")):
-        storage = optuna.storages.RDBStorage(
-            url,
-            engine_kwargs={"pool_pre_ping": True, "connect_args": _connecting(url)},
-            heartbeat_interval=HEARTBEAT,
-            grace_period=GRACE,
+        storage = _made(
+            lambda: optuna.storages.RDBStorage(
+                url,
+                engine_kwargs={"pool_pre_ping": True, "connect_args": _connecting(url)},
+                heartbeat_interval=HEARTBEAT,
+                grace_period=GRACE,
+            )
         )
     if path is not None:
         _take_turns(storage.engine)
     return storage
+
+
+def _made(make: Callable[[], Any]) -> Any:
+    """The storage, its tables made where there are none; of processes that make them at once, one succeeds."""
+    from sqlalchemy.exc import IntegrityError, ProgrammingError
+
+    for seconds in PATIENCE[:4]:
+        try:
+            return make()
+        except (IntegrityError, ProgrammingError):  # another has made a table between the look and the making
+            time.sleep(seconds)
+    return make()
 
 
 def has_studies(url: str) -> bool:

@@ -1,6 +1,7 @@
 """The study in its storage: made once, with its settings; joined by whoever has the same."""
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 from holdfast.errors import HoldfastError
@@ -11,7 +12,7 @@ from holdfast.recipe import differences
 SETTINGS, SIDES = "settings", "sides"  # the study's attributes
 OBJECTIVES = ["target loss", "forgetting"]
 PLAIN_KEYS = "as the base"  # of a way without keys: an empty mapping would not be seen to be missing
-WAIT = 10  # seconds for the process that has just made the study to say with which settings
+WAIT = 10  # seconds without another planned run, after which the process that made a study counts as dead
 
 
 def settings_of(recipe: FrontierRecipe) -> dict[str, Any]:
@@ -22,7 +23,7 @@ def settings_of(recipe: FrontierRecipe) -> dict[str, Any]:
 
 
 def find(storage: Any, url: str, recipe: FrontierRecipe) -> Any | None:
-    """The study of the recipe's name, None where there is none.
+    """The study of the recipe's name, None where there is none, or one whose maker has died over it.
 
     Raises:
         HoldfastError: it was made with other settings.
@@ -33,12 +34,10 @@ def find(storage: Any, url: str, recipe: FrontierRecipe) -> Any | None:
         study = patiently(url, lambda: optuna.load_study(study_name=recipe.study, storage=storage))
     except KeyError:
         return None
-    theirs = _attribute(study, url, SETTINGS)
+    theirs = _settings(study, url)
     if theirs is None:
-        raise HoldfastError(
-            f"the study {recipe.study!r} in {shown(url)} is not one of holdfast frontier",
-            remedy="give this one another name: --set study=NAME",
-        )
+        _check_own(study, url)
+        return None
     changed = differences(theirs, settings_of(recipe))
     if changed:
         raise HoldfastError(
@@ -50,34 +49,37 @@ def find(storage: Any, url: str, recipe: FrontierRecipe) -> Any | None:
     return study
 
 
-def make(storage: Any, url: str, recipe: FrontierRecipe, sides: dict[str, Any]) -> Any:
-    """A new study; where another process has just made it, that one.
+def make(storage: Any, url: str, recipe: FrontierRecipe, sides: dict[str, Any], plan: Callable[[Any], None]) -> Any:
+    """A new study with its runs planned; where another process is making it, that one.
+
+    Its settings are written last: who finds them finds the whole plan, and does not plan it again.
 
     Args:
         storage: Optuna's.
         url: of the storage.
         recipe: whose study it is.
         sides: what is learned and what is remembered: see `holdfast.frontier.trial.check`.
+        plan: adds the runs to the study.
 
     Raises:
         HoldfastError: another process has made it with other settings or data.
     """
     import optuna
-    from optuna.exceptions import DuplicatedStudyError
 
+    directions: list[Any] = ["minimize"] * len(OBJECTIVES)
     try:
         study = patiently(
-            url,
-            lambda: optuna.create_study(
-                storage=storage, study_name=recipe.study, directions=["minimize"] * len(OBJECTIVES)
-            ),
+            url, lambda: optuna.create_study(storage=storage, study_name=recipe.study, directions=directions)
         )
-    except DuplicatedStudyError:
-        other = find(storage, url, recipe)
-        check_sides(other, url, sides)
-        return other
+    except optuna.exceptions.DuplicatedStudyError:
+        found = find(storage, url, recipe)
+        if found is not None:
+            check_sides(found, url, sides)
+            return found
+        study = patiently(url, lambda: optuna.load_study(study_name=recipe.study, storage=storage))
     patiently(url, study.set_metric_names, OBJECTIVES)
     patiently(url, study.set_user_attr, SIDES, sides)
+    plan(study)
     patiently(url, study.set_user_attr, SETTINGS, settings_of(recipe))
     return study
 
@@ -105,10 +107,28 @@ def sides_of(study: Any, url: str) -> dict[str, Any]:
 
 
 def _attribute(study: Any, url: str, name: str) -> Any:
-    """An attribute of the study, given its maker some time to write it."""
-    until = time.monotonic() + WAIT
-    while True:
-        found = patiently(url, lambda: study.user_attrs)
-        if name in found or time.monotonic() > until:
-            return found.get(name)
+    return patiently(url, lambda: study.user_attrs).get(name)
+
+
+def _settings(study: Any, url: str) -> Any:
+    """The study's settings, waited for as long as another process is planning its runs."""
+    known, since = -1, time.monotonic()
+    while time.monotonic() - since < WAIT:
+        found = _attribute(study, url, SETTINGS)
+        if found is not None:
+            return found
+        count = len(patiently(url, study.get_trials, False))
+        if count != known:
+            known, since = count, time.monotonic()
         time.sleep(0.2)
+    return None
+
+
+def _check_own(study: Any, url: str) -> None:
+    """Raise HoldfastError for a study without settings that another program has made."""
+    trials = patiently(url, study.get_trials, False)
+    if len(study.directions) != len(OBJECTIVES) or any("way" not in trial.user_attrs for trial in trials):
+        raise HoldfastError(
+            f"the study {study.study_name!r} in {shown(url)} is not one of holdfast frontier",
+            remedy="give this one another name: --set study=NAME",
+        )
