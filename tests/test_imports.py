@@ -39,8 +39,10 @@ ALLOWED = {
     "shifts": {"shifts", "layers", "targets", "errors"},
     "tuners": {"tuners", "layers", "targets", "errors"},
     "tasks": {"tasks", "errors"},
+    "budgets": {"budgets", "batches", "evaluation", "likelihood", "layers", "pretrained", "progress", "errors"},
     "penalties": {
         "penalties",
+        "budgets",
         "shifts",
         "curvature",
         "anchor",

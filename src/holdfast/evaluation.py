@@ -51,13 +51,18 @@ def mean_loss(
     if items == 0:
         raise HoldfastError(f"{name}: no scored item to measure a loss on", remedy="give more data")
     if not math.isfinite(total):
-        raise HoldfastError(
-            f"{name}: the loss is {total}",
-            causes=[
-                "the model's weights hold NaN",
-                "float16 overflows",
-                "the learning rate is too high",
-            ],
-            remedy="look at the weights, load the model in float32, or lower the learning rate",
-        )
+        raise not_finite(name, total)
     return Loss(total / items, items)
+
+
+def not_finite(name: str, loss: float) -> HoldfastError:
+    """The error for a loss on some data that is infinite or no number."""
+    return HoldfastError(
+        f"{name}: the loss is {loss}",
+        causes=[
+            "the model's weights hold NaN",
+            "float16 overflows",
+            "the learning rate is too high",
+        ],
+        remedy="look at the weights, load the model in float32, or lower the learning rate",
+    )

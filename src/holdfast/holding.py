@@ -12,6 +12,7 @@ from holdfast.anchor import Anchor
 from holdfast.anchors.options import check_keep, check_options
 from holdfast.anchors.store import Store
 from holdfast.batches import collate
+from holdfast.before_after import batches
 from holdfast.errors import HoldfastError
 from holdfast.fingerprint import fingerprint
 from holdfast.parts import Space, select_parts
@@ -46,6 +47,7 @@ class Holding:
         self.recipe, self.say, self.store = recipe, say, store
         self.form = _form(recipe.form)
         self.seconds = 0.0
+        self.steered: Regularizer | None = None  # what a budget steers
         if recipe.curvature is not None:
             _check_measured(recipe, recipe.curvature)
         self.anchors = [Anchor.load(folder) for folder in recipe.anchor]
@@ -132,11 +134,20 @@ class Holding:
             found.append(_distillation(recipe, model, source))
         return found
 
-    def joined(self, model: nn.Module, penalties: list[Regularizer]) -> list[Regularizer]:
-        """What training adds to the loss: the penalties, or all of them under the recipe's one strength."""
-        if self.recipe.together is None:
-            return penalties
-        return [Together(model, penalties, self.recipe.together, shares=[1.0] * len(penalties))]
+    def joined(self, model: nn.Module, penalties: list[Regularizer], source: Side | None) -> list[Regularizer]:
+        """What training adds to the loss: the penalties, or all under one strength, the recipe's or a budget's.
+
+        Raises:
+            HoldfastError: a budget that can't be measured, or penalties that don't forecast.
+        """
+        recipe, joined = self.recipe, penalties
+        if recipe.together is not None or (recipe.budget and len(penalties) > 1):
+            joined = [Together(model, penalties, recipe.together or 1.0, shares=[1.0] * len(penalties))]
+        if recipe.budget:
+            one = recipe.budgets if len(recipe.budget) > 1 else recipe.budgets[0]
+            steering = None if source is None or not source.steering else batches(source.steering)
+            self.steered = joined[0].keep_within(one, steering, looks=recipe.looks)
+        return joined
 
     def labels(self) -> list[str]:
         """What result rows call each anchor and the distillation: "kronecker", "diagonal@adapter", "distill-self"."""

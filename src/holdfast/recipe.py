@@ -35,6 +35,7 @@ class TrainingSettings(Settings):
     bf16: bool = False
     log_steps: int = Field(10, ge=1)
     save_steps: int = Field(0, ge=0, description="a checkpoint every so many steps; 0 for none")
+    eval_steps: int = Field(0, ge=0, description="measure both sides every so many steps; 0: before and after only")
     report_to: list[str] = []
 
     @field_validator("steps")

@@ -1,12 +1,11 @@
 """The two sides of a run: old data and new data, each with a part held out to measure on."""
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from holdfast.data import Columns, read, split_off, tokenise
 from holdfast.errors import HoldfastError
-from holdfast.evaluation import mean_loss
 from holdfast.recipe import DataSettings
 from holdfast.sampling import sample_from
 
@@ -16,14 +15,15 @@ MEASURED_ITEMS = 100_000  # scored tokens per side at most: a standard error of 
 
 @dataclass
 class Side:
-    """One data set: what is trained or distilled on, what is measured on, and what it is."""
+    """One data set: to train or distil on, to measure on, what it is, and what steers a budget."""
 
     rows: list[Any]
     held_out: list[Any]
     about: dict[str, Any]
+    steering: list[Any] = field(default_factory=list)
 
 
-def read_side(data: DataSettings, tokenizer: Any, length: int, held_out: float = 0.0) -> Side:
+def read_side(data: DataSettings, tokenizer: Any, length: int, held_out: float = 0.0, steering: float = 0.0) -> Side:
     """Read and tokenise one data set; documents are split, or the blocks of a single long text.
 
     Args:
@@ -31,6 +31,7 @@ def read_side(data: DataSettings, tokenizer: Any, length: int, held_out: float =
         tokenizer: the model's.
         length: tokens per row at most.
         held_out: share to measure on, by a hash of the content; 0 holds nothing out.
+        steering: share to steer a budget by, disjoint from both other parts.
 
     Raises:
         HoldfastError: unreadable data, or too little to hold some out.
@@ -40,22 +41,33 @@ def read_side(data: DataSettings, tokenizer: Any, length: int, held_out: float =
     if not held_out:
         return Side(tokenise(documents, tokenizer, length=length), [], about)
     if len(documents) > 1:
-        rest, measured = split_off(documents, held_out)
-        rows = [tokenise(part, tokenizer, length=length) for part in (rest, measured)]
-    else:
-        rows = list(split_off(tokenise(documents, tokenizer, length=length), held_out))
-    return Side(rows[0], rows[1], about)
+        parts = _parts(documents, held_out, steering)
+        rows, measured, steered = ([] if p is None else tokenise(p, tokenizer, length=length) for p in parts)
+        return Side(rows, measured, about, steered)
+    rows, measured, steered = _parts(tokenise(documents, tokenizer, length=length), held_out, steering)
+    return Side(rows, measured, about, steered or [])
 
 
-def sampled_side(model: Any, samples: int, length: int, seed: int, held_out: float) -> Side:
+def _parts(items: Any, held_out: float, steering: float) -> tuple[Any, Any, Any]:
+    """The rest, what is held out, and what steers; None where nothing does."""
+    rest, measured = split_off(items, held_out)
+    if not steering:
+        return rest, measured, None
+    rest, steered = split_off(rest, steering / (1 - held_out), seed=1)
+    return rest, measured, steered
+
+
+def sampled_side(model: Any, samples: int, length: int, seed: int, held_out: float, steering: float = 0.0) -> Side:
     """Text of the model's own; a part of it is held out, since the loss on text distilled on would flatter.
+
+    `held_out` and `steering` are parts beside the `samples`, as shares of their number.
 
     Raises:
         HoldfastError: a model that can't be sampled from, because it does not generate or its weights are not finite.
     """
-    measured = round(samples * held_out)
+    end = samples + round(samples * held_out)
     try:
-        rows: list[Any] = [*sample_from(model, samples + measured, length, seed=seed)]
+        rows: list[Any] = [*sample_from(model, end + round(samples * steering), length, seed=seed)]
     except RuntimeError as error:
         if "probability tensor" not in str(error):
             raise
@@ -65,7 +77,7 @@ def sampled_side(model: Any, samples: int, length: int, seed: int, held_out: flo
             remedy="load it in float32, or name source data",
         ) from error
     about = {"path": SELF, "description": f"{samples} sequences sampled from the model itself", "item": "token"}
-    return Side(rows[:samples], rows[samples:], about)
+    return Side(rows[:samples], rows[samples:end], about, rows[end:])
 
 
 def limited(rows: list[Any], max_items: int) -> list[Any]:
@@ -79,25 +91,12 @@ def limited(rows: list[Any], max_items: int) -> list[Any]:
     return kept
 
 
-def held_out_loss(model: Any, side: Side | None, name: str) -> float | None:
-    """Mean nats per token on the held-out part; None without data.
-
-    Args:
-        model: in any mode.
-        side: target or source.
-        name: what is measured, for the progress bar and for errors.
-    """
-    if side is None:
-        return None
-    return mean_loss(model, limited(side.held_out, MEASURED_ITEMS), name=name, progress=True).nats
-
-
 def fingerprint(side: Side | None) -> str | None:
     """A hash of the side's rows, labels included; None for text of the model's own, which comes anew each time."""
     if side is None or side.about["path"] == SELF:
         return None
     digest = hashlib.sha256()
-    for row in (*side.rows, *side.held_out):
+    for row in (*side.rows, *side.held_out, *side.steering):
         for name in ("input_ids", "labels"):
             digest.update(row[name].numpy().tobytes())
     return digest.hexdigest()

@@ -37,6 +37,7 @@ class HoldfastCallback(TrainerCallback):
             raise HoldfastError("HoldfastCallback was given no penalty", remedy="HoldfastCallback(penalty)")
         self.penalties: Sequence[Regularizer] = penalties
         self.clip = clip
+        self.scaled_by = 1.0  # what `Regularizer.settle` left of the shift at the end
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -49,6 +50,13 @@ class HoldfastCallback(TrainerCallback):
             )
         _refuse_sharding(args, kwargs["model"])
         _require_trained(self.penalties, kwargs["model"])
+        _begin(self.penalties, state)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Bring a shift that is still over its budget within it."""
+        self.scaled_by = _settle(self.penalties)
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -58,6 +66,7 @@ class HoldfastCallback(TrainerCallback):
         for penalty in self.penalties:
             penalty.step = state.global_step
             penalty.add_gradient()
+        _note(self.penalties, state)
         if self.clip and args.max_grad_norm:
             trained = [p for p in self.penalties[0].model.parameters() if p.grad is not None]
             torch.nn.utils.clip_grad_norm_(trained, args.max_grad_norm)
@@ -75,10 +84,28 @@ class HoldfastCallback(TrainerCallback):
 
 
 class _Reporter(TrainerCallback):
-    """What `attach` leaves in the trainer for the logs."""
+    """What `attach` leaves in the trainer for the logs, and for budgets."""
 
     def __init__(self, penalties: Sequence[Regularizer]) -> None:
         self.penalties = penalties
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Tell budgets how long the run is, and where it goes on from."""
+        _begin(self.penalties, state)
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Keep what a checkpoint has to hold."""
+        _note(self.penalties, state)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Bring a shift that is still over its budget within it."""
+        _settle(self.penalties)
 
     def on_log(
         self,
@@ -124,12 +151,39 @@ def attach(trainer: Any, *penalties: Regularizer) -> None:
     trainer.callback_handler.callbacks.insert(0, _Reporter(penalties))  # before the trackers, which log what they see
 
 
+STATE = "holdfast"  # in the trainer's state, and so in its checkpoints
+
+
+def _begin(penalties: Sequence[Regularizer], state: TrainerState) -> None:
+    """Tell budgets how long the run is; go on from what a checkpoint holds."""
+    for penalty in penalties:
+        penalty.pace(state.max_steps)
+    kept: Any = state.stateful_callbacks.get(STATE) if isinstance(state.stateful_callbacks, dict) else None
+    if state.global_step and kept:
+        for penalty, own in zip(penalties, kept, strict=True):
+            penalty.restore(own)
+
+
+def _note(penalties: Sequence[Regularizer], state: TrainerState) -> None:
+    """Leave the penalties' states where the trainer writes its own."""
+    if isinstance(state.stateful_callbacks, dict):
+        state.stateful_callbacks[STATE] = [penalty.state() for penalty in penalties]
+
+
+def _settle(penalties: Sequence[Regularizer]) -> float:
+    """Scale the shift back until all budgets hold; what is left of it."""
+    left = 1.0
+    for penalty in penalties:
+        left *= penalty.settle()
+    return left
+
+
 def _report(penalties: Sequence[Regularizer], state: TrainerState, logs: dict[str, Any] | None) -> None:
     """Add the penalties' figures to a training log and to its copy in the history; evaluation logs get none."""
     if logs is None or "loss" not in logs:
         return
     for penalty in penalties:
-        figures = penalty.report()
+        figures = penalty.figures()
         logs.update(figures)
         state.log_history[-1].update(figures)
 

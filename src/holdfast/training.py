@@ -23,6 +23,7 @@ from holdfast.recipe import TrainingSettings
 from holdfast.trainers import HoldfastCallback
 
 WARM_UP = 4  # steps whose time says more of allocation than of work
+MEASURED = "measured"  # in the entries of the trainer's history that hold what was measured along the way
 LIVE_LOG = "log.partial.jsonl"  # one line per logged step, while it runs
 
 
@@ -37,6 +38,8 @@ class Trained:
     peak_memory_mb: float
     trainable_parameters: int
     history: list[dict[str, float]] = field(default_factory=list)
+    along: list[dict[str, float]] = field(default_factory=list)  # losses measured along the way, by step
+    scaled_by: float = 1.0  # what a budget left of the shift in the end
 
 
 def train(
@@ -50,6 +53,7 @@ def train(
     checkpoint: Path | None = None,
     seed: int = 0,
     on_step: Callable[[int, int], None] | None = None,
+    on_measure: Callable[[], dict[str, float]] | None = None,
     quiet: bool = False,
 ) -> Trained:
     """Train in place.
@@ -64,6 +68,7 @@ def train(
         checkpoint: go on from there, to the same result as an uninterrupted run.
         seed: of order, dropout and initialisation.
         on_step: called with (step, steps) after each step.
+        on_measure: called every `settings.eval_steps`; returns losses by side, which make up `along`.
         quiet: no progress bar.
 
     Raises:
@@ -73,9 +78,11 @@ def train(
     if trainable == 0:
         raise HoldfastError("no parameter of the model is trainable", remedy="prepare it with a tuner first")
     set_seed(seed)
-    watch = _Watch(folder, run, checkpoint, on_step)
-    callbacks: list[TrainerCallback] = [HoldfastCallback(*penalties), watch] if penalties else [watch]
-    trainer = _trainer(model, rows, _settings(settings, folder if run is not None else None, seed), callbacks)
+    watch = _Watch(folder, run, checkpoint, on_step, on_measure, settings.eval_steps)
+    holds = HoldfastCallback(*penalties) if penalties else None
+    trainer = _trainer(model, rows, _settings(settings, folder if run is not None else None, seed), [watch])
+    if holds is not None:
+        trainer.callback_handler.callbacks.insert(0, holds)  # before the trackers, which log what they see
     reset_peak_memory()
     started = time.perf_counter()
     with _keeping_whole(folder), bar("train", None, shown=not quiet, unit="step") as watch.bar:
@@ -89,6 +96,8 @@ def train(
         peak_memory_mb=peak_memory_mb(),
         trainable_parameters=trainable,
         history=[entry for entry in trainer.state.log_history if "loss" in entry],
+        along=[_by_side(entry) for entry in trainer.state.log_history if MEASURED in entry],
+        scaled_by=1.0 if holds is None else holds.scaled_by,
     )
 
 
@@ -184,8 +193,10 @@ class _Watch(TrainerCallback):
         run: Run | None,
         checkpoint: Path | None,
         on_step: Callable[[int, int], None] | None,
+        on_measure: Callable[[], dict[str, float]] | None,
+        every: int,
     ) -> None:
-        self.folder, self.run, self.on_step = folder, run, on_step
+        self.folder, self.run, self.on_step, self.on_measure, self.every = folder, run, on_step, on_measure, every
         self.own = [] if checkpoint is None else [checkpoint]  # checkpoints of this run
         self.bar: Any = None
         self.wall: list[float] = []
@@ -208,6 +219,9 @@ class _Watch(TrainerCallback):
         self.bar.update()
         if self.on_step is not None:
             self.on_step(state.global_step, state.max_steps)
+        if self.on_measure is not None and self.every and state.global_step % self.every == 0:
+            losses = {f"{side}_loss": loss for side, loss in self.on_measure().items()}
+            state.log_history.append({"step": state.global_step, MEASURED: True, **losses})  # checkpoints keep it
         # The end is in the log; and a logged loss, the mean since the last one, never spans a checkpoint: a resumed
         # run has not seen what was before it.
         if control.should_save or state.global_step == state.max_steps:
@@ -227,6 +241,16 @@ class _Watch(TrainerCallback):
         if self.folder is not None and state.is_world_process_zero:
             with (self.folder / LIVE_LOG).open("a", encoding="utf-8") as file:
                 file.write(log_line({"step": state.global_step, **logs}))
+
+
+def _by_side(entry: dict[str, float]) -> dict[str, float]:
+    return {name.removesuffix("_loss"): value for name, value in entry.items() if name != MEASURED}
+
+
+def moments(row: dict[str, Any]) -> list[dict[str, float]]:
+    """What a result row holds of its steps, in their order: what was logged, and what was measured along the way."""
+    measured = [{n if n == "step" else f"{n}_loss": v for n, v in moment.items()} for moment in row["along"]]
+    return sorted([*row["history"], *measured], key=lambda moment: moment["step"])
 
 
 def log_line(entry: dict[str, Any]) -> str:

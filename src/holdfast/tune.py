@@ -12,6 +12,7 @@ import torch
 
 from holdfast import catalogue, checkpoints
 from holdfast.anchors.store import Store
+from holdfast.before_after import BeforeAfter
 from holdfast.card import SIGNATURE, write_card
 from holdfast.checkpoints import Run
 from holdfast.data import check_tokenizer
@@ -20,12 +21,13 @@ from holdfast.files import output_folder, require_folder, whole_folder, write_js
 from holdfast.holding import Holding
 from holdfast.language_model import load_model, load_tokenizer
 from holdfast.machine import machine, versions
+from holdfast.outcome import caveats, outcome
 from holdfast.penalties.anchored import Anchored
 from holdfast.penalties.regularizer import Regularizer
 from holdfast.recipe import dump
 from holdfast.report import page
-from holdfast.sides import SELF, Side, fingerprint, held_out_loss, read_side, sampled_side
-from holdfast.training import LIVE_LOG, Trained, log_line, train
+from holdfast.sides import SELF, Side, fingerprint, read_side, sampled_side
+from holdfast.training import LIVE_LOG, Trained, log_line, moments, train
 from holdfast.tune_recipe import TuneRecipe
 
 Say = Callable[[str], None]
@@ -72,7 +74,7 @@ def tune(
         check_tokenizer(tokenizer, base, length=recipe.length)
         holding.check(base)
         with _noted() as notes:
-            sides, before = _sides(recipe, base, tokenizer, say)
+            sides = _sides(recipe, base, tokenizer, say)
             run = Run(dump(recipe), {name: fingerprint(side) for name, side in sides.items()})
             if checkpoint is not None:
                 checkpoints.check_data(checkpoint, run.data)
@@ -87,11 +89,13 @@ def tune(
             if checkpoint is not None:
                 checkpoints.check_start(checkpoint, run.start)
             penalties = holding.penalties(model, sides["source"])
+            measured = BeforeAfter(model, sides, next(iter(recipe.budgets), None))
             trained = train(
                 model,
                 sides["target"].rows,
                 recipe.training,
-                penalties=holding.joined(model, penalties),
+                penalties=holding.joined(model, penalties, sides["source"]),
+                on_measure=measured.now,
                 folder=out,
                 run=run,
                 checkpoint=checkpoint,
@@ -99,9 +103,14 @@ def tune(
                 on_step=on_step,
                 quiet=on_step is not None,
             )
-        after = {name: held_out_loss(model, side, f"{name} after") for name, side in sides.items()}
-        row = _row(recipe, holding, penalties, before, after, trained)
-        results = _results(recipe, [row], sides, notes)
+            measured.finish()
+        row = _row(recipe, holding, penalties, measured, trained)
+        results = _results(
+            recipe,
+            [row],
+            sides,
+            [*notes, *caveats(holding.steered, measured.readings.get("source"), trained.scaled_by)],
+        )
         _save(model, tokenizer, results, run, out / kind)
         if report:
             write_report(results, out, say)
@@ -115,16 +124,15 @@ def _checkpoint(recipe: TuneRecipe, out: Path, say: Say) -> Path:
     return checkpoint
 
 
-def _sides(recipe: TuneRecipe, model: Any, tokenizer: Any, say: Say) -> tuple[dict[str, Any], dict[str, float | None]]:
-    """Target and source, and their losses before; the target first: it needs nothing of the model's own making."""
+def _sides(recipe: TuneRecipe, model: Any, tokenizer: Any, say: Say) -> dict[str, Any]:
+    """Target and source; the target first: it needs nothing of the model's own making."""
     sides: dict[str, Side | None] = {}
-    before = {}
     for name, read in (("target", _target), ("source", _source)):
         side = sides[name] = read(recipe, model, tokenizer)
         if side is not None:
-            say(f"{name}: {side.about['description']}; {len(side.held_out)} sequences held out to measure on")
-        before[name] = held_out_loss(model, side, f"{name} before")
-    return sides, before
+            steers = f", {len(side.steering)} steer the budget" if side.steering else ""
+            say(f"{name}: {side.about['description']}; {len(side.held_out)} sequences held out to measure on{steers}")
+    return sides
 
 
 @contextmanager
@@ -151,17 +159,18 @@ def _target(recipe: TuneRecipe, model: Any, tokenizer: Any) -> Side:
 def _source(recipe: TuneRecipe, model: Any, tokenizer: Any) -> Side | None:
     if recipe.source is None:
         return None
+    steering = recipe.steering if len(recipe.budget) == 1 else 0.0
     if recipe.source.path != SELF:
-        return read_side(recipe.source, tokenizer, recipe.length, recipe.held_out)
-    return sampled_side(model, recipe.samples, min(recipe.sample_length, recipe.length), recipe.seed, 0.25)
+        return read_side(recipe.source, tokenizer, recipe.length, recipe.held_out, steering)
+    length = min(recipe.sample_length, recipe.length)
+    return sampled_side(model, recipe.samples, length, recipe.seed, 0.25, 0.25 if steering else 0.0)
 
 
 def _row(
     recipe: TuneRecipe,
     holding: Holding,
     penalties: list[Regularizer],
-    before: dict[str, float | None],
-    after: dict[str, float | None],
+    measured: BeforeAfter,
     trained: Trained,
 ) -> dict[str, Any]:
     anchored = next((p for p in penalties if isinstance(p, Anchored)), None)
@@ -170,11 +179,13 @@ def _row(
         "method": recipe.method,
         "penalty": "+".join(holding.labels()) or "none",
         "form": None if anchored is None else anchored.name,
-        "strength": recipe.strength if anchored is not None else recipe.distill or None,
+        "strength": None if recipe.budget else recipe.strength if anchored is not None else recipe.distill or None,
         "together": recipe.together,
         "seed": recipe.seed,
-        **{f"{side}_before": before[side] for side in before},
-        **{f"{side}_after": after[side] for side in after},
+        **outcome(holding.steered),
+        "scaled_by": trained.scaled_by,
+        **measured.row(),
+        "along": trained.along,
         "predicted_forgetting": forecast,
         "per_layer": {} if anchored is None or anchored.predicted_forgetting is None else anchored.per_layer(),
         "anchor_seconds": holding.seconds,
@@ -234,7 +245,7 @@ def _save(model: Any, tokenizer: Any, results: dict[str, Any], run: Run, final: 
             shutil.rmtree(out / other)  # of a method of the other kind: the figures beside it would not be its own
     write_json(out / "results.json", results)
     write_text(out / "recipe.resolved.yaml", run.recipe)
-    write_text(out / "log.jsonl", "".join(map(log_line, results["rows"][-1]["history"])))
+    write_text(out / "log.jsonl", "".join(map(log_line, moments(results["rows"][-1]))))
     (out / LIVE_LOG).unlink(missing_ok=True)
     (out / "report.html").unlink(missing_ok=True)  # of an earlier run
 

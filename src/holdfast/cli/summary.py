@@ -47,8 +47,8 @@ def _print_one(row: dict[str, Any]) -> None:
     if row["method"] == "none":  # a model alone has no before and after
         header, lines = ["", "loss", "perplexity"], [[name, loss, spread] for name, loss, _, _, spread, _ in lines]
     print_table(f"{_what(row)}; losses in nats per token", header, lines, right=1)
-    said = []
-    if row.get("predicted_forgetting") is not None:
+    said = _budget(row)
+    if row.get("predicted_forgetting") is not None and not said:
         said.append(f"forecast of the forgetting {row['predicted_forgetting']:.2g} nats per token")
     if row.get("trainable_parameters"):
         said.append(f"{row['trainable_parameters']:,} trained parameters")
@@ -61,7 +61,25 @@ def _what(row: dict[str, Any]) -> str:
         return row["penalty"]
     if row["penalty"] == "none":
         return f"{row['method']} without holding on"
-    return f"{row['method']} held on by {row['penalty']} at strength {row['strength']:g}"
+    held = f"{row['method']} held on by {row['penalty']}"
+    return f"{held} at strength {row['strength']:g}" if row.get("strength") is not None else f"{held} within a budget"
+
+
+def _budget(row: dict[str, Any]) -> list[str]:
+    """Budget, forecast and measurement side by side; nothing where none was given."""
+    if row.get("budget") is None:
+        return []
+    unit, forecast, measured = row["budget_unit"], row.get("calibrated_forecast"), row.get("forgetting")
+    error = row.get("forgetting_error")
+    said = [f"budget {row['budget_words']}"]
+    if forecast is not None:
+        said.append(f"forecast {forecast:.3g} {unit}, steered by {row['steered_by']}")
+    if measured is not None:
+        spread = "" if error is None else f" (± {error:.1g})"
+        said.append(f"measured {measured:.3g}{spread} {unit} on data that steered nothing")
+    if row.get("scaled_by", 1.0) < 1:
+        said.append(f"scaled to {row['scaled_by']:.0%} to get inside")
+    return said
 
 
 def _print_several(rows: list[dict[str, Any]]) -> None:

@@ -48,6 +48,15 @@ def tune(
         option("An anchor that only forecasts; samples-joint stays true under a penalty.", "DIR", HOLD),
     ] = None,
     strength: Annotated[float | None, option("Weight of the anchor's penalty.", "NUMBER", HOLD, default="1")] = None,
+    budget: Annotated[
+        list[str] | None,
+        option(
+            "Accepted forgetting, instead of a strength: 0.02 (nats per source token), 1% (of perplexity), 'loss 1%', "
+            "'accuracy 0.5' (points); once, or once for each anchor.",
+            "BUDGET",
+            HOLD,
+        ),
+    ] = None,
     damping: Annotated[
         float | None, option("Share of the mean curvature added to the anchor's.", "NUMBER", HOLD, default="0")
     ] = None,
@@ -71,6 +80,9 @@ def tune(
     learning_rate: Annotated[float | None, option("Peak learning rate.", "NUMBER", TRAIN, default="2e-4")] = None,
     length: Annotated[int | None, option("Tokens per sequence.", "N", TRAIN, default="512")] = None,
     seed: Annotated[int | None, option("Of start, order and sampled text.", "N", TRAIN, default="0")] = None,
+    eval_steps: Annotated[
+        int | None, option("Measure both sides every N steps.", "N", TRAIN, default="0, before and after only")
+    ] = None,
     save_steps: Annotated[
         int | None, option("A checkpoint every N steps, for --resume.", "N", TRAIN, default="0, none")
     ] = None,
@@ -90,9 +102,10 @@ def tune(
 ) -> None:
     """Fine-tune a causal language model, hold on to what it knew, and measure both.
 
-    Without --anchor, --curvature and --distill it is plain fine-tuning. Columns are guessed from their names.
+    --budget says how much may be forgotten; --strength and --distill say how hard to hold on. With none of them it is
+    plain fine-tuning. Columns are guessed from their names.
 
-    Example: [bold]holdfast tune --model ./llama --target tickets.jsonl --source self --distill 0.3 --out out[/bold]
+    Example: [bold]holdfast tune --model ./llama --target tickets.jsonl --source old.txt --budget 1% --out out[/bold]
     """
     from holdfast import recipe as recipes
     from holdfast.cli.interrupt import Interrupted
@@ -103,12 +116,12 @@ def tune(
         "model": model, "anchor": [str(folder) for folder in anchor or []] or None,
         "forecast": None if forecast is None else str(forecast),
         "anchor_weights": anchor_weights or None, "curvature": curvature, "space": space,
-        "strength": strength, "damping": damping,
+        "strength": strength, "damping": damping, "budget": budget or None,
         "distill": distill, "method": method, "rank": rank, "length": length, "seed": seed,
         "targets": targets,
         "training": {
             "steps": steps, "epochs": epochs, "batch_size": batch_size, "accumulate": accumulate,
-            "learning_rate": learning_rate, "save_steps": save_steps,
+            "learning_rate": learning_rate, "save_steps": save_steps, "eval_steps": eval_steps,
         },
         "target": {"path": target, "text": text, "prompt": prompt, "completion": completion},
         "source": {"path": source, "text": source_text, "prompt": source_prompt, "completion": source_completion},

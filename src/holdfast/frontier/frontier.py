@@ -68,7 +68,9 @@ def frontier(recipe: FrontierRecipe, out: Path, *, watch: Watch, retry: bool = F
         HoldfastError: bad data or settings, a storage that does not answer, a study made with other settings, no run
             that can be done.
     """
-    recipes = [recipe.tune_recipe(corner).model_dump(mode="json") for corner in recipe.corners()]
+    recipes = [
+        recipe.tune_recipe(corner).model_dump(mode="json", exclude_defaults=True) for corner in recipe.corners()
+    ]
     url = url_of(recipe.storage, out)
     with output_folder(out):
         storage = open_storage(url)
@@ -117,6 +119,7 @@ class Run:
         queue.storage.heartbeat_stale_trial_callback = queue.stale
         self.looked = -POLL  # when it was last looked for runs
         self.waiting = False  # whether it was said that others are waited for
+        self.sequences = studies.sides_of(queue.study, queue.url)["target"]["sequences"]
 
     def all(self, *, retry: bool) -> None:
         """Until every run is done or has failed, here or elsewhere."""
@@ -166,7 +169,7 @@ class Run:
 
     def _start(self, claim: Claim) -> None:
         run = claim.combination
-        values = self.recipe.tune_recipe(run).model_dump(mode="json")
+        values = self.recipe.tune_recipe(run, self.sequences).model_dump(mode="json", exclude_defaults=True)
         self.watch.start(run)
         self.waiting = False
         self.pool.send(Job(claim.trial, values, self.out / RUNS / run.name, self.out / ANCHORS), claim.trial)

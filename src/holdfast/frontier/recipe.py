@@ -1,6 +1,7 @@
 """The recipe of a frontier: what is compared, on what, and how the runs are spread."""
 
 import itertools
+import math
 from collections import Counter
 from typing import Any, Literal, Self
 
@@ -12,13 +13,12 @@ from holdfast.frontier.combination import Combination, Setting
 from holdfast.frontier.values import Range
 from holdfast.frontier.way import Way
 from holdfast.frontier.ways import PLAIN, USUAL
-from holdfast.recipe import Settings, nested, validate
+from holdfast.recipe import Settings, TrainingSettings, nested, validate
 from holdfast.recipe import merge as merged
 from holdfast.tune_recipe import TuneRecipe
 
 PER_WAY = 4  # settings of a way with a range, where `trials` does not say
-PARTS = 5  # checkpoints of a run whose steps are known
-SAVED = 100  # steps between checkpoints where they are not
+PARTS = 5  # checkpoints of a run
 # Keys that change no run: a study goes on with others.
 FREE = ("trials", "processes", "storage", "study", "keep", "accept")
 
@@ -34,6 +34,7 @@ class FrontierRecipe(Settings):
     processes: int | None = Field(None, ge=1, description="runs at a time on this machine; None: one per core or GPU")
     storage: str | None = Field(None, description="URL of a database that machines share; None: OUT/study.db")
     study: str = Field("frontier", min_length=1, description="the study's name in the storage")
+    along: int = Field(8, ge=0, description="times that each run measures both sides while it trains")
     keep: float = Field(0.90, gt=0, le=1, description="share of plain gain that the recommendation keeps")
     accept: str | float | None = Field(None, description="forgetting that it accepts instead: 0.02, 1%, loss 1%")
 
@@ -58,11 +59,13 @@ class FrontierRecipe(Settings):
     def _coherent(self) -> Self:
         if self.base.source is None:
             raise ValueError("base.source is missing: forgetting is measured on it; source: self samples the model")
-        if self.base.anchors or self.base.distill:
+        if self.base.anchors or self.base.distill or self.base.budget:
             raise ValueError("base holds on already (anchor, curvature or distill): name that as one of the ways")
         if self.base.changed("seed"):
             raise ValueError(f"base.seed={self.base.seed}: seeds names them for all runs")
         _check_ways(self.ways)
+        if not self.along and any(way.stops for way in self.ways):
+            raise ValueError("along=0: stopping early is read from what runs measure along the way")
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError("seeds: one is named twice")
         if self.trials is not None and self.searched == "grid":
@@ -110,17 +113,27 @@ class FrontierRecipe(Settings):
         planned, ranged = len(self.planned()), len(self.ranged())
         return max(planned, self.trials or planned + (PER_WAY - 1) * ranged)
 
-    def tune_recipe(self, combination: Combination) -> TuneRecipe:
+    def tune_recipe(self, combination: Combination, sequences: int | None = None) -> TuneRecipe:
         """The recipe of one run.
+
+        Args:
+            combination: which run.
+            sequences: how many are trained on, for the steps of an epoch; None: nobody knows yet.
 
         Raises:
             HoldfastError: keys that do not go together, with the way's name.
         """
         way = next(way for way in self.ways if way.name == combination.setting.way)
         keys = {**way.fixed(), **dict(combination.setting.values), "seed": combination.seed}
-        values = merged(self.base.model_dump(mode="json"), nested(keys))
-        values["training"]["save_steps"] = values["training"]["save_steps"] or _save_steps(self.base.training.steps)
+        # What is at its default is left out: a run's recipe sees it as not given.
+        values = merged(self.base.model_dump(mode="json", exclude_defaults=True), nested(keys))
         try:
+            settings = validate(TuneRecipe, values).training
+            steps = settings.steps if settings.steps > 0 else _steps(settings, sequences)
+            often = {"save_steps": settings.save_steps or max(1, steps // PARTS)}
+            if self.along:
+                often["eval_steps"] = settings.eval_steps or max(1, steps // self.along)
+            values["training"] = {**values.get("training", {}), **often}
             return validate(TuneRecipe, values)
         except HoldfastError as error:
             raise HoldfastError(f"way {way.name!r}: {error.got}", wanted=error.wanted) from error
@@ -141,8 +154,10 @@ def _values(values: list[Any] | Range, *, middle: bool) -> list[Any]:
     return values
 
 
-def _save_steps(steps: int) -> int:
-    return SAVED if steps < 0 else max(1, steps // PARTS)
+def _steps(training: TrainingSettings, sequences: int | None) -> int:
+    """Those of the epochs."""
+    batches = math.ceil((sequences or 1) / training.batch_size)
+    return math.ceil(training.epochs * math.ceil(batches / training.accumulate))
 
 
 def _check_ways(ways: list[Way]) -> None:

@@ -116,9 +116,10 @@ def check(recipes: Sequence[dict[str, Any]]) -> dict[str, Any]:
     told: dict[str, Any] = {}
     for name, data in (("target", first.target), ("source", first.source)):
         if data is not None and data.path == SELF:
-            about, rows = {"path": SELF, "description": "text sampled from the model itself", "item": "token"}, None
+            about = {"path": SELF, "description": "text sampled from the model itself", "item": "token"}
+            rows, sequences = None, first.samples
         elif data is not None:
             side = read_side(data, tokenizer, first.length, first.held_out)
-            about, rows = side.about, fingerprint(side)
-        told[name] = {"about": about, "rows": rows}
+            about, rows, sequences = side.about, fingerprint(side), len(side.rows)
+        told[name] = {"about": about, "rows": rows, "sequences": sequences}
     return told

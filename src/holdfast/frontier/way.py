@@ -12,6 +12,7 @@ from holdfast.recipe import Settings, flat, known_keys
 from holdfast.tune_recipe import TuneRecipe
 
 Values = list[Any] | Range
+BUDGET = "budget"
 COMMON = ("model", "target", "source", "seed", "length", "held_out", "dtype", "samples", "sample_length")
 
 
@@ -114,7 +115,9 @@ def _is_tried(key: str, value: Any) -> bool:
 
 
 def _is_listed(key: str) -> bool:
-    """Whether a run itself takes a list there."""
+    """Whether a run itself takes a list there; budgets are listed to be tried, though a run may have several."""
+    if key == BUDGET:
+        return False
     part: Any = TuneRecipe
     for name in key.split("."):
         part = part.model_fields[name].annotation

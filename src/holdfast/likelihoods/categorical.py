@@ -37,6 +37,10 @@ class Categorical(Rowwise):
         """The cross-entropy."""
         return F.cross_entropy(precise(self.outputs), self.labels(), ignore_index=IGNORED, reduction="sum")
 
+    def right(self) -> int:
+        """Labels of the largest logit."""
+        return int((self.outputs.argmax(dim=1) == self.labels())[self.scored].sum())
+
     def data_gradient(self) -> Tensor:
         """p - onehot(label)."""
         return self._minus(self._probabilities(), self.labels()).to(self.outputs.dtype)

@@ -53,6 +53,18 @@ class Likelihood(Comparable):
             HoldfastError: the batch has no labels.
         """
 
+    def right(self) -> int:
+        """How many items the most probable answer is the label of.
+
+        Raises:
+            HoldfastError: the head has no such thing as a right answer, or the batch no labels.
+        """
+        raise HoldfastError(
+            f"a {type(self).__name__} head has no accuracy",
+            wanted="a head of one class per item: a language model or a classifier",
+            remedy="state the budget in nats",
+        )
+
     @abstractmethod
     def data_gradient(self) -> Tensor:
         """The gradient of `loss` with respect to `outputs`, in the outputs' shape and dtype; raises as `loss`."""

@@ -12,7 +12,7 @@ from holdfast.anchor import Anchor
 from holdfast.curvature.curvature import Curvature
 from holdfast.errors import HoldfastError
 from holdfast.penalties.prices import Prices
-from holdfast.penalties.regularizer import Regularizer
+from holdfast.penalties.regularizer import Handle, Regularizer
 from holdfast.targets import canonical
 
 
@@ -54,6 +54,7 @@ class Anchored(Regularizer):
         self.model, self.strength, self.damping = model, strength, damping
         self.anchors = [anchor] if isinstance(anchor, Anchor) else list(anchor)
         self.weights = [1.0] * len(self.anchors) if weights is None else list(weights)
+        self.multipliers = [1.0] * len(self.anchors)  # what budgets of single anchors set; else 1
         if not self.anchors or len(self.weights) != len(self.anchors):
             raise HoldfastError(f"{len(self.weights)} weights for {len(self.anchors)} anchors", wanted="one for each")
         for weight in self.weights:
@@ -90,8 +91,9 @@ class Anchored(Regularizer):
             )
 
     def forms(self) -> Tensor:
-        """sum over anchors of weight * q, damped: 0-d, differentiable."""
-        forms = [weight * one.form() for weight, one in zip(self.weights, self.prices, strict=True)]
+        """sum over anchors of multiplier * weight * q, damped: 0-d, differentiable."""
+        factors = [multiplier * weight for multiplier, weight in zip(self.multipliers, self.weights, strict=True)]
+        forms = [factor * one.form() for factor, one in zip(factors, self.prices, strict=True)]
         return torch.stack([form.to(forms[0].device) for form in forms]).sum()
 
     @property
@@ -107,6 +109,19 @@ class Anchored(Regularizer):
             return None
         halves = [0.5 * float(one.form(damped=False)) for one in self.prices]
         return sum(w * half for w, half in zip(self.weights, halves, strict=True)) / sum(self.weights)
+
+    def _handles(self, count: int) -> list[Handle]:
+        """The strength for one budget, or each anchor's own multiplier for as many budgets as anchors."""
+        if count == 1 or count != len(self.prices):
+            return super()._handles(count)
+        return [(lambda i=i: self._half(i), lambda strength, i=i: self._multiply(i, strength)) for i in range(count)]  # type: ignore[misc]
+
+    @torch.no_grad()
+    def _half(self, number: int) -> float:
+        return 0.5 * float(self.prices[number].form(damped=False))
+
+    def _multiply(self, number: int, strength: float) -> None:
+        self.multipliers[number] = strength
 
     def per_layer(self) -> dict[str, float]:
         """1/2 q_l of each layer, undamped: of the anchor that only forecasts, else summed by weight."""

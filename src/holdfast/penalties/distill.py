@@ -12,13 +12,14 @@ from holdfast.layers import device_of
 from holdfast.likelihood import ForwardLoss, Items
 from holdfast.likelihoods.batches import is_headless
 from holdfast.likelihoods.likelihood import Comparable
-from holdfast.penalties.regularizer import Regularizer
+from holdfast.penalties.regularizer import Accepted, Handle, Regularizer
 from holdfast.penalties.source import SourceRows, check_counts
 from holdfast.pretrained import check_base, teaching
 from holdfast.progress import track
 from holdfast.sampling import sample_from
 
 REMEMBERED = 16  # evaluations in the measured forgetting: one draw of a few sequences is noisy
+PROMPT = 8  # evaluations that a budget is steered by
 On = Literal["head", "features"]
 
 
@@ -49,6 +50,8 @@ class Distill(Regularizer):
         samples: sequences drawn from the model when source="self".
         length: their length in tokens.
         seed: of the sampled text and of the order.
+        budget: nats per item, or a text such as "1%": the weight is then set step by step so that the measured
+            divergence stays within it; see `keep_within`.
         forward_loss: of models that are not of transformers, as for `Anchor.estimate`.
         progress: show progress bars.
 
@@ -60,6 +63,7 @@ class Distill(Regularizer):
     name = "distill"
     paper = "learning without forgetting, arXiv 1606.09282; knowledge distillation, arXiv 1503.02531"
     shared = False
+    knob = "weight"
 
     def __init__(
         self,
@@ -74,6 +78,7 @@ class Distill(Regularizer):
         samples: int = 256,
         length: int = 128,
         seed: int = 0,
+        budget: Accepted | None = None,
         forward_loss: ForwardLoss | None = None,
         progress: bool = True,
     ) -> None:
@@ -89,6 +94,8 @@ class Distill(Regularizer):
         self.source = SourceRows(source, sequences, every, seed, self.reader, scored=self.on == "head")
         self._cache = None if top_k is None else self._cached(top_k, progress)
         self._recent: deque[float] = deque(maxlen=REMEMBERED)
+        if budget is not None:
+            self.keep_within(budget)
 
     def __repr__(self) -> str:
         return f"Distill({self.on}, weight={self.weight}, {len(self.source.rows)} inputs)"
@@ -104,6 +111,7 @@ class Distill(Regularizer):
         student = self._read(batch)
         divergence = student.divergence(teacher) / max(student.items, 1)
         self._recent.append(float(divergence.detach()))
+        self.steer()
         return self.weight * self.source.every * divergence
 
     def _read(self, batch: dict[str, Tensor]) -> Comparable:
@@ -123,6 +131,29 @@ class Distill(Regularizer):
     def predicted_forgetting(self) -> float | None:
         """The mean KL of the last evaluations on source inputs, in nats per item: seen, not extrapolated."""
         return sum(self._recent) / len(self._recent) if self._recent and self.on == "head" else None
+
+    @property
+    def foretells(self) -> bool:
+        """Whether the divergence is in nats."""
+        return self.on == "head"
+
+    def _handles(self, count: int) -> list[Handle]:
+        """The weight, set by what the last few evaluations saw: fewer of them than are reported, for less delay."""
+        (_, turn), *_ = super()._handles(count)
+        return [(self._seen_lately, turn)]
+
+    def _seen_lately(self) -> float | None:
+        lately = list(self._recent)[-PROMPT:]
+        return sum(lately) / len(lately) if lately else None
+
+    def state(self) -> dict[str, Any]:
+        """With the last evaluations, which make up the forecast."""
+        return {**super().state(), "recent": list(self._recent)}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from a state; raises HoldfastError where it is of other budgets."""
+        super().restore(state)
+        self._recent.extend(state["recent"])
 
     def report(self) -> dict[str, float]:
         """The measured divergence."""

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from holdfast.anchor import Anchor
 from holdfast.errors import HoldfastError
 from holdfast.penalties.anchored import Anchored, check_number
+from holdfast.penalties.regularizer import Accepted
 
 
 class Penalty(Anchored):
@@ -24,6 +25,8 @@ class Penalty(Anchored):
         damping: adds this share of the curvature's mean eigenvalue to it; the forecast stays undamped.
         weights: how much each anchor counts; None: 1 each.
         forecast: an anchor that only forecasts; "samples-joint" is the one that stays true under a penalty.
+        budget: nats per source item or a text such as "1%": the strength is then set step by step so that forgetting
+            stays within it, here by the forecast alone; `keep_within` also measures. One for each anchor, or for all.
         prior: for anchors of the adapter's own parameters theta, adds prior/2 |theta - theta_0|^2, which strength
             does not scale. Absolute, since at B = 0 the curvature of LoRA's A is 0 and so is any share of its mean
             (see `holdfast.penalties.factors`).
@@ -45,6 +48,7 @@ class Penalty(Anchored):
         *,
         weights: Sequence[float] | None = None,
         forecast: Anchor | None = None,
+        budget: Accepted | Sequence[Accepted] | None = None,
         prior: float = 0.0,
     ) -> None:
         check_number("prior", prior)
@@ -58,8 +62,12 @@ class Penalty(Anchored):
                 remedy="measure it with space='adapter', or add an anchor of curvature='identity' to the list",
             )
 
+        if budget is not None:
+            self.keep_within(budget)
+
     def __call__(self) -> Tensor:
         """strength/2 * sum of q_l + prior/2 * |theta - theta_0|^2, a 0-d tensor."""
+        self.steer()
         total = self.forms() * (self.strength / 2)
         if self.prior:
             total = total + self.prior / 2 * self._squared_length().to(total.device)

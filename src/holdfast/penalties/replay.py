@@ -33,6 +33,7 @@ class Replay(Regularizer):
     name = "replay"
     paper = "experience replay, arXiv 1811.11682"
     shared = False
+    knob = "weight"
 
     def __init__(
         self,

@@ -28,6 +28,7 @@ class Root(Anchored):
 
     def __call__(self) -> Tensor:
         """strength * (sqrt(q + eps) - sqrt(eps)), a 0-d tensor."""
+        self.steer()
         q = self.forms().clamp_min(0)  # rounding can leave it below 0 near the anchor
         # The difference of the roots, multiplied out: exact at q = 0, without cancellation above it.
         total = self.strength * q / ((q + EPSILON).sqrt() + math.sqrt(EPSILON))

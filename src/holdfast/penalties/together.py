@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from holdfast.errors import HoldfastError
 from holdfast.penalties.anchored import check_number
-from holdfast.penalties.regularizer import Regularizer
+from holdfast.penalties.regularizer import Handle, Regularizer
 
 
 class Together(Regularizer):
@@ -64,8 +64,9 @@ class Together(Regularizer):
         values = []
         for share, term in zip(self.shares, self.terms, strict=True):
             term.step = self.step
-            values.append(self.strength * share * term())
-        return torch.stack([value.to(values[0].device) for value in values]).sum()
+            values.append(share * term())
+        self.steer()
+        return self.strength * torch.stack([value.to(values[0].device) for value in values]).sum()
 
     @property
     def predicted_forgetting(self) -> float | None:
@@ -73,6 +74,28 @@ class Together(Regularizer):
         known = [(term.shared, term.predicted_forgetting) for term in self.terms]
         found: list[Any] = [figure for _, figure in sorted(known, key=lambda one: one[0]) if figure is not None]
         return found[0] if found else None
+
+    @property
+    def foretells(self) -> bool:
+        """Whether any term does."""
+        return any(term.foretells for term in self.terms)
+
+    def _handles(self, count: int) -> list[Handle]:
+        """The one strength, set by what is seen where a term sees it, else by what is extrapolated."""
+        (_, turn), *_ = super()._handles(count)
+        term = min((term for term in self.terms if term.foretells), key=lambda term: term.shared)
+        (forecast, _), *_ = term._handles(1)
+        return [(forecast, turn)]
+
+    def state(self) -> dict[str, Any]:
+        """With the terms' own."""
+        return {**super().state(), "terms": [term.state() for term in self.terms]}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from a state; raises HoldfastError where it is of other budgets."""
+        super().restore(state)
+        for term, own in zip(self.terms, state["terms"], strict=True):
+            term.restore(own)
 
     def report(self) -> dict[str, float]:
         """What every term says; a name that comes twice is the later term's."""
