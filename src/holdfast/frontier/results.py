@@ -1,13 +1,13 @@
 """What a study leaves: rows in the house form, and what can be said of them."""
 
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from holdfast.budgets.budget import Budget
-from holdfast.frontier import costs, matched, pareto, points
+from holdfast.frontier import costs, pareto, points
 from holdfast.frontier.combination import Combination, leaf
 from holdfast.frontier.limits import ends_in_plain
+from holdfast.frontier.matched import Compared
 from holdfast.frontier.recipe import FrontierRecipe
 from holdfast.frontier.recommendation import recommend
 from holdfast.frontier.ways import PLAIN
@@ -18,16 +18,10 @@ Row = dict[str, Any]
 
 
 def ordered(recipe: FrontierRecipe, done: Iterable[tuple[Combination, Row]]) -> list[Row]:
-    """The finished runs' rows, by way, value and seed; each says which way it is of and with which values.
-
-    `penalty` tells series apart: a way whose penalty another way has too (a lower learning rate holds by nothing
-    either) has its name beside it, but for plain fine-tuning.
-    """
+    """The finished runs' rows, by way, value and seed; each says which way it is of and with which values."""
     place = {way.name: index for index, way in enumerate(recipe.ways)}
     known = sorted(done, key=lambda run: (place[run[0].setting.way], _sortable(run[0]), run[0].seed))
-    shared = Counter(penalty for penalty, _ in {(row["penalty"], c.setting.way) for c, row in known})
-    plain = recipe.plain
-    return [_row(c, row, alone=shared[row["penalty"]] == 1 or c.setting.way == plain) for c, row in known]
+    return [_row(combination, row) for combination, row in known]
 
 
 def _sortable(combination: Combination) -> list[tuple[bool, float, str]]:
@@ -35,11 +29,10 @@ def _sortable(combination: Combination) -> list[tuple[bool, float, str]]:
     return [(isinstance(v, str), 0.0, v) if isinstance(v, str) else (False, float(v or 0), "") for v in values]
 
 
-def _row(combination: Combination, row: Row, *, alone: bool) -> Row:
+def _row(combination: Combination, row: Row) -> Row:
     setting = combination.setting
     return {
         **row,
-        "penalty": row["penalty"] if alone else f"{row['penalty']}, {setting.way}",
         "way": setting.way,
         "setting": setting.words,
         "values": {leaf(key): value for key, value in setting.values},
@@ -63,14 +56,13 @@ def analysed(recipe: FrontierRecipe, rows: Sequence[Row]) -> dict[str, Any]:
     accept = None if recipe.accept is None else Budget.parse(recipe.accept).limit(before["source"])
     limits = ends_in_plain(recipe) if recipe.plain else []
     ends = {way.name for way in recipe.ways if way.stops is not None and way.stops == recipe.plain}
+    compared = Compared(ways, plain, {*limits, *ends}, before)
     return {
         "recommendation": recommend([*runs, *early], plain, keep=recipe.keep, accept=accept, item="token"),
         "pareto": pareto.table([*runs, *early]),
         "hypervolume": pareto.hypervolume([*runs, *early]),
-        "matched_learning": matched.learning(ways, plain, {*limits, *ends}, before["target"]),
-        "matched_forgetting": matched.forgetting(
-            ways, plain, {*limits, *ends}, before["source"], [] if accept is None else [accept]
-        ),
+        "matched_learning": compared.learning(),
+        "matched_forgetting": compared.forgetting([] if accept is None else [accept]),
         "costs": costs.table(rows, recipe.plain or PLAIN),
     }
 
