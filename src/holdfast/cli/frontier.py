@@ -24,6 +24,9 @@ def frontier(
         option("A named way of holding on; once for each.", "NAME", WHAT, "--way", default="the usual eight"),
     ] = None,
     steps: Annotated[int | None, option("Optimizer steps of a run.", "N", WHAT, default="one epoch", min=1)] = None,
+    length: Annotated[int | None, option("Tokens per sequence.", "N", WHAT, default="512")] = None,
+    batch_size: Annotated[int | None, option("Sequences per batch.", "N", WHAT, default="8")] = None,
+    learning_rate: Annotated[float | None, option("Peak learning rate.", "NUMBER", WHAT, default="2e-4")] = None,
     seeds: Annotated[
         int | None, option("Repeat every setting with this many seeds.", "N", WHAT, min=1, default="3")
     ] = None,
@@ -61,7 +64,8 @@ def frontier(
 
     given: dict[str, Any] = {
         "base": {
-            "model": model, "target": {"path": target}, "source": {"path": source}, "training": {"steps": steps},
+            "model": model, "target": {"path": target}, "source": {"path": source}, "length": length,
+            "training": {"steps": steps, "batch_size": batch_size, "learning_rate": learning_rate},
         },
         "ways": ways or None, "seeds": seeds, "trials": trials, "processes": processes, "storage": storage,
     }  # fmt: skip

@@ -25,13 +25,13 @@ class LiveFrontier:
         self.progress.stop()
 
     def begin(self, total: int, done: int) -> None:
-        """So many runs there are, and so many were done before."""
+        """So many runs there are, and so many were settled before: done, or failed for good."""
         before = f", {done} of them done before" if done else ""
         self.say(f"{total} runs{before}")
         self.total = self.progress.add_task("all runs", total=total, completed=done)
 
     def done(self, count: int) -> None:
-        """So many are done by now, by whomever."""
+        """So many are settled by now, by whomever."""
         self.progress.update(self.total, completed=count)
 
     def say(self, message: str) -> None:

@@ -35,7 +35,7 @@ class Combination:
     def name(self) -> str:
         """Of its folder: `kronecker-strength-4-seed-0`."""
         parts = [self.setting.way, *(f"{leaf(key)}-{said(value)}" for key, value in self.setting.values)]
-        return re.sub(r"[^\w.+-]+", "-", "-".join([*parts, f"seed-{self.seed}"]))
+        return in_names("-".join([*parts, f"seed-{self.seed}"]))
 
     @property
     def words(self) -> str:
@@ -50,6 +50,11 @@ class Combination:
     def of(cls, attributes: dict[str, Any]) -> "Combination":
         """What `attributes` was made of."""
         return cls(Setting(attributes["way"], tuple(attributes["values"].items())), attributes["seed"])
+
+
+def in_names(text: str) -> str:
+    """A text as a part of a file's name."""
+    return re.sub(r"[^\w.+-]+", "-", text.replace("%", "pct"))
 
 
 def leaf(key: str) -> str:

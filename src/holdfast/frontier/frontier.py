@@ -1,55 +1,19 @@
-"""`holdfast frontier`: run what is missing of a study, alone or with other machines, and write down what it shows."""
+"""`holdfast frontier`: one study of many runs, alone or with other machines, and what it shows."""
 
-import time
-from contextlib import suppress
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from holdfast.errors import HoldfastError
-from holdfast.files import output_folder, write_json, write_text
-from holdfast.frontier import results as written
+from holdfast.files import output_folder, write_text
 from holdfast.frontier import study as studies
-from holdfast.frontier.combination import Combination
-from holdfast.frontier.ledger import ERROR, Ledger, combination_of
-from holdfast.frontier.pool import Event, Pool, checked, default_count
-from holdfast.frontier.queue import Claim, Queue
+from holdfast.frontier.ledger import Ledger
+from holdfast.frontier.pool import Pool, checked, default_count
+from holdfast.frontier.queue import Queue
 from holdfast.frontier.recipe import FrontierRecipe
+from holdfast.frontier.run import Run, Watch, plan
 from holdfast.frontier.space import Space
-from holdfast.frontier.storage import open_storage, shown, url_of
-from holdfast.frontier.trial import Job
+from holdfast.frontier.storage import has_studies, open_storage, shown, url_of
 from holdfast.recipe import dump
-
-POLL = 3.0  # seconds between two looks for runs that others have planned or lost
-TICK = 0.5  # seconds that one wait for events takes at most
-RUNS, ANCHORS = "trials", "anchors"  # folders in OUT
-
-
-class Watch(Protocol):
-    """Who is told how the study goes."""
-
-    def begin(self, total: int, done: int) -> None:
-        """So many runs there are, and so many were done before."""
-
-    def done(self, count: int) -> None:
-        """So many are done by now, by whomever."""
-
-    def say(self, message: str) -> None:
-        """A line to read."""
-
-    def start(self, run: Combination) -> None:
-        """A run has begun here."""
-
-    def step(self, run: Combination, step: int, steps: int) -> None:
-        """A run has come to a step."""
-
-    def row(self, run: Combination, row: dict[str, Any]) -> None:
-        """A run is done."""
-
-    def failed(self, run: Combination, message: str) -> None:
-        """A run can't be done."""
-
-    def lost(self, run: Combination) -> None:
-        """A run's process died; it waits again."""
 
 
 def frontier(recipe: FrontierRecipe, out: Path, *, watch: Watch, retry: bool = False) -> dict[str, Any]:
@@ -73,25 +37,37 @@ def frontier(recipe: FrontierRecipe, out: Path, *, watch: Watch, retry: bool = F
     ]
     url = url_of(recipe.storage, out)
     with output_folder(out):
-        storage = open_storage(url)
         count, devices = (recipe.processes, []) if recipe.processes else default_count()
         pool = Pool(count, devices)
         try:
-            study = studies.find(storage, url, recipe)
-            if study is None or retry or not _complete(recipe, Ledger(study, url)):
-                watch.say("Checking model, data and settings ...")
-                sides = checked(pool, recipes)
-                space = Space(recipe)
-                study = study or studies.make(
-                    storage, url, recipe, sides, lambda made: plan(recipe, Queue(made, storage, url, space))
-                )
-                studies.check_sides(study, url, sides)
+            queue = _joined(recipe, url, retry, lambda: _checked(pool, recipes, watch))
             write_text(out / "recipe.resolved.yaml", dump(recipe.model_copy(update={"storage": _masked(recipe)})))
-            run = Run(recipe, out, Queue(study, storage, url, Space(recipe)), pool, watch)
+            run = Run(recipe, out, queue, pool, watch)
             run.all(retry=retry)
         finally:
             pool.close()
         return run.written(report=True)
+
+
+def _checked(pool: Pool, recipes: list[dict[str, Any]], watch: Watch) -> dict[str, Any]:
+    watch.say("Checking model, data and settings ...")
+    return checked(pool, recipes)
+
+
+def _joined(recipe: FrontierRecipe, url: str, retry: bool, check: Callable[[], dict[str, Any]]) -> Queue:
+    """The runs of the study at that URL, which is made where there is none; nothing is made before all is checked."""
+    space = Space(recipe)
+    storage = open_storage(url) if has_studies(url) else None
+    study = None if storage is None else studies.find(storage, url, recipe)
+    if study is not None and not retry and _complete(recipe, Ledger(study, url)):
+        return Queue(study, storage, url, space)
+    sides = check()
+    storage = storage or open_storage(url)
+    study = study or studies.make(
+        storage, url, recipe, sides, lambda made: plan(recipe, Queue(made, storage, url, space))
+    )
+    studies.check_sides(study, url, sides)
+    return Queue(study, storage, url, space)
 
 
 def _masked(recipe: FrontierRecipe) -> str | None:
@@ -101,139 +77,4 @@ def _masked(recipe: FrontierRecipe) -> str | None:
 def _complete(recipe: FrontierRecipe, ledger: Ledger) -> bool:
     """Whether nothing is left to do, here or elsewhere."""
     known = ledger.settings()
-    settled = len(ledger.rows()) + len(ledger.failures())
-    return len(known) >= recipe.settings and settled >= len(known) * len(recipe.seeds)
-
-
-def plan(recipe: FrontierRecipe, queue: Queue) -> None:
-    """Have every setting run that is to be run whatever is found, or that anybody has begun, with every seed."""
-    settings = dict.fromkeys([*recipe.planned(), *queue.ledger.settings()])
-    queue.add(Combination(setting, seed) for seed in recipe.seeds for setting in settings)
-
-
-class Run:
-    """This process's part in a study."""
-
-    def __init__(self, recipe: FrontierRecipe, out: Path, queue: Queue, pool: Pool, watch: Watch) -> None:
-        self.recipe, self.out, self.queue, self.pool, self.watch = recipe, out, queue, pool, watch
-        queue.storage.heartbeat_stale_trial_callback = queue.stale
-        self.looked = -POLL  # when it was last looked for runs
-        self.waiting = False  # whether it was said that others are waited for
-        self.sequences = studies.sides_of(queue.study, queue.url)["target"]["sequences"]
-
-    def all(self, *, retry: bool) -> None:
-        """Until every run is done or has failed, here or elsewhere."""
-        if retry:
-            self.queue.retry()
-        plan(self.recipe, self.queue)
-        self.watch.begin(self.recipe.settings * len(self.recipe.seeds), len(self.queue.ledger.rows()))
-        try:
-            while self._fill() or self.queue.held or self._others():
-                self._follow()
-        except BaseException:
-            self.pool.close()
-            for claim in list(self.queue.held.values()):
-                with suppress(HoldfastError):  # the storage is gone: it will be missed
-                    self.queue.release(claim)
-            with suppress(HoldfastError):
-                self.written(report=False)
-            raise
-
-    def _fill(self) -> bool:
-        """Give idle processes something to do, where it is time to look; whether there was something."""
-        if not self.pool.free or time.monotonic() - self.looked < POLL:
-            return False
-        self.queue.recover()
-        self.watch.done(len(self.queue.ledger.rows()))
-        found = False
-        while self.pool.free and (claim := self.queue.claim() or self._proposed()):
-            self._start(claim)
-            found = True
-        self.looked = time.monotonic()
-        return found
-
-    def _proposed(self) -> Claim | None:
-        recipe = self.recipe
-        if not recipe.ranged() or len(self.queue.ledger.settings()) >= recipe.settings:
-            return None
-        claim = self.queue.propose(self._sampler, recipe.seeds[0])
-        plan(self.recipe, self.queue)
-        return claim
-
-    def _sampler(self, number: int) -> Any:
-        """Each suggestion has a seed of its own, the same whoever makes it: machines don't suggest the same."""
-        from optuna.samplers import TPESampler
-
-        startup = 2 * len(self.recipe.ranged()) * len(self.recipe.seeds)  # before it trusts what it has seen
-        return TPESampler(seed=self.recipe.seeds[0] + number, n_startup_trials=startup, constant_liar=True)
-
-    def _start(self, claim: Claim) -> None:
-        run = claim.combination
-        values = self.recipe.tune_recipe(run, self.sequences).model_dump(mode="json", exclude_defaults=True)
-        self.watch.start(run)
-        self.waiting = False
-        self.pool.send(Job(claim.trial, values, self.out / RUNS / run.name, self.out / ANCHORS), claim.trial)
-
-    def _others(self) -> bool:
-        """Whether other processes are at runs, which may die and then wait again."""
-        others = self.queue.ledger.trials("RUNNING")
-        if others and not self.waiting:
-            hosts = sorted({trial.user_attrs.get("place", {}).get("host", "another machine") for trial in others})
-            self.watch.say(
-                f"Waiting for {len(others)} runs elsewhere ({', '.join(hosts)}); Ctrl-C leaves them to it, and the "
-                "same command fetches their results later."
-            )
-            self.waiting = True
-        return bool(others) or bool(self.queue.ledger.trials("WAITING"))
-
-    def _follow(self) -> None:
-        if not self.pool.busy:
-            time.sleep(TICK)
-        for event in self.pool.events(TICK):
-            self._happened(event)
-        self.queue.beat()
-
-    def _happened(self, event: Event) -> None:
-        claim = self.queue.held[event.key]
-        run = claim.combination
-        if event.kind == "step":
-            self.watch.step(run, event.step, event.steps)
-            return
-        self.looked = -POLL  # a process is idle
-        if event.kind == "done":
-            self.queue.done(claim, event.value)
-            self.watch.row(run, event.value)
-            self.written(report=False)
-        elif event.kind == "failed":
-            self._failed(claim, event.value)
-        elif self.queue.died(claim, event.value):
-            self.watch.lost(run)
-        else:
-            self.watch.failed(run, f"its process died again and again, at last {event.value}")
-
-    def _failed(self, claim: Claim, message: str) -> None:
-        self.queue.end(claim, {ERROR: message})
-        self.watch.failed(claim.combination, message)
-
-    def written(self, *, report: bool) -> dict[str, Any]:
-        """results.json of what is done so far, by whomever, and with `report` its page.
-
-        Raises:
-            HoldfastError: nothing could be done, and the page is asked for.
-        """
-        ledger = self.queue.ledger
-        rows = written.ordered(self.recipe, ledger.rows())
-        failures = [(combination_of(trial), trial.user_attrs[ERROR]) for trial in ledger.failures()]
-        if report and not rows:
-            raise HoldfastError(
-                f"no run could be done; {failures[0][0].words}: {failures[0][1]}",
-                causes=[f"{len(failures)} runs failed; each has its log in {self.out / RUNS}"],
-                remedy="mend what the message names; --retry-failed does them again",
-            )
-        results = written.whole(self.recipe, rows, studies.sides_of(self.queue.study, self.queue.url), failures)
-        write_json(self.out / "results.json", results)
-        if report:
-            from holdfast.tune import write_report
-
-            write_report(results, self.out, self.watch.say)
-        return results
+    return len(known) >= recipe.settings and ledger.settled() >= len(known) * len(recipe.seeds)

@@ -41,6 +41,10 @@ class Ledger:
         found = {combination_of(trial): trial.user_attrs["row"] for trial in reversed(self.trials("COMPLETE"))}
         return list(reversed(found.items()))
 
+    def settled(self) -> int:
+        """How many runs are done or have failed for good."""
+        return len(self.rows()) + len(self.failures())
+
     def failures(self) -> list[Any]:
         """The trials that failed for good, the last of each combination; one that was done or waits since is none."""
         alive = {combination_of(trial) for trial in self.trials("WAITING", "RUNNING", "COMPLETE")}

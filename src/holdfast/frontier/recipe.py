@@ -9,7 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from holdfast.budgets.budget import Budget
 from holdfast.errors import HoldfastError
-from holdfast.frontier.combination import Combination, Setting
+from holdfast.frontier.combination import Combination, Setting, in_names
 from holdfast.frontier.values import Range
 from holdfast.frontier.way import Way
 from holdfast.frontier.ways import PLAIN, USUAL
@@ -161,10 +161,10 @@ def _steps(training: TrainingSettings, sequences: int | None) -> int:
 
 
 def _check_ways(ways: list[Way]) -> None:
-    names = Counter(way.name for way in ways)
-    twice = [name for name, count in names.items() if count > 1]
+    names = Counter(in_names(way.name) for way in ways)
+    twice = [way.name for way in ways if names[in_names(way.name)] > 1]
     if twice:
-        raise ValueError(f"ways: {twice[0]!r} is named twice")
+        raise ValueError(f"ways: {twice[0]!r} is named twice, or like another when its folder is named")
     running = {way.name for way in ways if way.stops is None}
     for way in ways:
         if way.stops is not None and way.stops not in running:
