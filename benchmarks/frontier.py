@@ -144,7 +144,7 @@ def run(
 def key(common: ComparisonSettings, work: Workload, hold: Hold, seed: int) -> str:
     """What makes two runs the same: settings, data and seed."""
     digest = hashlib.sha256(json.dumps([common.model_dump(), hold.model_dump(), seed], sort_keys=True).encode())
-    for rows in (work.target_train, work.source_train, *work.measured.values()):
+    for rows in (work.target_train, work.source_train, *work.measured.values(), work.steering):
         for row in rows:
             digest.update(row["input_ids"].numpy().tobytes())
     return digest.hexdigest()

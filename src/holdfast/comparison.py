@@ -21,6 +21,9 @@ class Hold(Settings):
 
     curvature: str | None = None
     strength: float = Field(0.0, ge=0)
+    budget: str | None = Field(
+        None, description="forgetting accepted; it sets the strength, or the distillation's weight"
+    )
     damping: float = Field(0.0, ge=0)
     fisher: Literal["sampled", "data"] = "sampled"
     per: Literal["token", "sequence"] | None = None
@@ -86,6 +89,7 @@ class Workload:
     source_train: list[Row]
     measured: dict[str, list[Row]]  # "source_test", "target_test", and the same of validation
     prompts: dict[str, str] = field(default_factory=dict)  # side -> a prompt to continue before and after
+    steering: list[Row] = field(default_factory=list)  # source rows that budgets are steered by
 
 
 def measure(model: nn.Module, work: Workload) -> dict[str, float]:

@@ -10,8 +10,11 @@ from torch import Tensor, nn
 from holdfast import catalogue
 from holdfast.anchor import Anchor
 from holdfast.batches import collate
+from holdfast.before_after import batches, finite
+from holdfast.budgets.gauge import Gauge, Reading
 from holdfast.comparison import ComparisonSettings, Hold, Workload, measure, sides
 from holdfast.language_model import load_model, load_tokenizer
+from holdfast.outcome import outcome
 from holdfast.penalties.anchored import Anchored
 from holdfast.penalties.distill import Distill
 from holdfast.penalties.quadratic import Penalty
@@ -39,9 +42,28 @@ class Contender:
         return load_model(self.settings.model, "float32")
 
     @cached_property
+    def _known(self) -> dict[str, Any]:
+        """What the gauges of the measured rows hold of the pre-trained model."""
+        model, found = self.model(), {}
+        for name, rows in self.work.measured.items():
+            gauge = Gauge(model, batches(rows), name=name)
+            gauge.prepare()
+            found[name] = gauge.state() | {"loss": gauge.loss}
+        return found
+
+    @cached_property
     def before(self) -> dict[str, float]:
         """Losses of the pre-trained model, nats per item."""
-        return measure(self.model(), self.work)
+        return {name: state["loss"] for name, state in self._known.items()}
+
+    def rises(self, model: nn.Module) -> dict[str, Reading]:
+        """How far the loss has risen since, on every measured set."""
+        found = {}
+        for name, rows in self.work.measured.items():
+            gauge = Gauge(model, batches(rows), name=name)
+            gauge.restore(self._known[name])
+            found[name] = gauge.look(whole=True)
+        return found
 
     @cached_property
     def source(self) -> list[dict[str, Tensor]]:
@@ -136,17 +158,22 @@ class Contender:
         method, targets = self._trained(hold)
         model = catalogue.tuner(method)().prepare(self.model(), targets, self.settings.rank, None)
         penalties, preparation = self.penalties(model, hold)
+        steered = self._steered(penalties, hold)
         trained, along = self._run(model, hold, penalties, on_step)
-        after = measure(model, self.work)
+        rises = self.rises(model)
+        after = {name: rise.loss for name, rise in rises.items()}
         anchored = next((p for p in penalties if isinstance(p, Anchored)), None)
         return {
             "method": method,
             "penalty": hold.label,
-            "strength": hold.strength or hold.distill or hold.replay or None,
+            "strength": None if hold.budget else hold.strength or hold.distill or hold.replay or None,
+            **outcome(steered),
+            "scaled_by": trained.scaled_by,
             "hold": hold.model_dump(exclude_defaults=True),
             "seed": self.seed,
             **sides(self.before, after, "test"),
             "validation": sides(self.before, after, "validation"),
+            "rises": {name: {"nats": rise.amount, "error": finite(rise.error)} for name, rise in rises.items()},
             "along": along,
             "predicted_forgetting": self._forecast(model, hold),
             "anchor_seconds": preparation,
@@ -159,6 +186,13 @@ class Contender:
             "per_layer": anchored.per_layer() if anchored is not None else {},
             "samples": self.samples(model),
         }
+
+    def _steered(self, penalties: list[Regularizer], hold: Hold) -> Regularizer | None:
+        """The penalty that a budget steers."""
+        if hold.budget is None:
+            return None
+        assert len(penalties) == 1
+        return penalties[0].keep_within(hold.budget, batches(self.work.steering))
 
     def _run(
         self, model: nn.Module, hold: Hold, penalties: list[Regularizer], on_step: Any

@@ -11,7 +11,7 @@ from holdfast.errors import HoldfastError
 from holdfast.recipe import SAMPLE_LENGTH, DataSettings, Settings, TrainingSettings, layer_names
 
 ITEMS = 200_000  # scored tokens that a curvature is measured on, at most
-LOOKS = 16  # as `holdfast.budgets.steering`, which is not imported here: it brings torch
+LOOKS = 24  # as `holdfast.budgets.steering`, which is not imported here: it brings torch
 MEASURING = ("space", "fisher", "per", "draws", "keep", "max_items")  # keys that say how `curvature` is measured
 
 

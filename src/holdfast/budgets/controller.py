@@ -9,22 +9,25 @@ from holdfast.errors import HoldfastError
 STEPS = 1000  # of a run whose length nobody says
 PATIENCE = 25.0  # e-folds by which a whole run may move the multiplier at a steady error of 1
 AIM = 0.97  # share of the limit that is aimed at: what is left then meets chance
+HASTE = 0.25  # share of the way to the wall's strength in one step
 SLACK = 0.5  # share of the limit up to which nothing is held
-FORGET = 0.5  # share of the past in the correction, at each new measurement
+DRIFT = 0.15  # by which the correction may change between measurements, as a share of it
 RANGE = 25.0  # e-folds that the multiplier may be away from where it started
 
 
 @dataclass
 class Controller:
-    """strength = mu * max(0, (f/B - s) / (1 - s)) with mu following d log mu = k/T * log(f/B), |log| <= 1, per step.
+    """strength -> mu * max(0, (f/B - s) / (1 - s)), with mu following d log mu = k/T * log(f/B), |log| <= 1, per step.
 
-    The first factor is the augmented Lagrangian's max(0, mu + rho (f - B)) with rho in proportion to mu, so that no
-    scale has to be guessed: the multiplier rises or falls by e-folds until the forgetting f rests at the limit B, and
-    the wall around B answers in the same step. Below s = half of B nothing is held at all: a run that needs no budget
-    trains as if it had none. f is the forecast times a correction, the ratio of what was measured to what was
-    forecast at the same weights, sums over the measurements with weights that halve each time (a ratio of sums
-    bears measurements that chance has made negative). T is the length of the run in steps: the multiplier keeps pace
-    with the training, whatever its learning rate.
+    The wall is the augmented Lagrangian's max(0, mu + rho (f - B)) with rho in proportion to mu, so that no scale has
+    to be guessed: the multiplier mu rises or falls by e-folds until the forgetting f rests at the limit B. Below s =
+    half of B nothing is held at all: a run that needs no budget trains as if it had none. The strength goes a quarter
+    of the way to the wall in each step: a model that followed at once would swing. T is the length of the run in
+    steps, so mu keeps pace with the training, whatever its learning rate.
+
+    f is the forecast times a correction, the ratio of what is measured to what is forecast at the same weights,
+    filtered as a random walk (Kalman's gain, from the measurement's own standard error): a penalty drives the shift
+    to where its curvature sees least, so the ratio grows as training goes on.
 
     Attributes:
         limit: B, in the unit of what is measured.
@@ -36,8 +39,8 @@ class Controller:
     steps: int = STEPS
     multiplier: float = 1.0
     correction: float = 1.0
-    measured: float = 0.0  # discounted sum
-    forecast: float = 0.0  # discounted sum, at the same weights
+    applied: float = 0.0  # the last strength
+    variance: float | None = None  # of the correction; None before the first measurement
 
     def __post_init__(self) -> None:
         if not (0 < self.limit < math.inf and self.steps > 0 and 0 < self.multiplier < math.inf):
@@ -45,12 +48,13 @@ class Controller:
                 f"limit={self.limit}, steps={self.steps}, multiplier={self.multiplier}", wanted="numbers above 0"
             )
 
-    def calibrate(self, forecast: float, measured: float) -> None:
-        """Take note of what was measured at the weights of a forecast."""
-        self.measured = FORGET * self.measured + measured
-        self.forecast = FORGET * self.forecast + forecast
-        if self.forecast > 0:
-            self.correction = max(self.measured / self.forecast, 0.0)
+    def calibrate(self, forecast: float, measured: float, error: float = 0.0) -> None:
+        """Take note of what was measured, with a standard error, at the weights of a forecast above 0."""
+        noise = (error / forecast) ** 2 if math.isfinite(error) else (measured / forecast) ** 2
+        drift = DRIFT**2 * max(self.correction**2, noise)
+        gain = 1.0 if self.variance is None else (self.variance + drift) / (self.variance + drift + noise)
+        self.correction = max(self.correction + gain * (measured / forecast - self.correction), 0.0)
+        self.variance = gain * noise
 
     def expected(self, forecast: float) -> float:
         """The forecast, corrected by what was measured."""
@@ -59,12 +63,13 @@ class Controller:
     def strength(self, forecast: float) -> float:
         """The strength for the next step; call it once per step."""
         full = max(self.expected(forecast), 0.0) / (AIM * self.limit)
-        if full <= SLACK:
-            return 0.0
-        error = min(max(math.log(full), -1.0), 1.0)
-        moved = math.log(self.multiplier) + PATIENCE / self.steps * error
-        self.multiplier = math.exp(min(max(moved, -RANGE), RANGE))
-        return self.multiplier * ((full - SLACK) / (1 - SLACK))
+        if full > SLACK:
+            error = min(max(math.log(full), -1.0), 1.0)
+            moved = math.log(self.multiplier) + PATIENCE / self.steps * error
+            self.multiplier = math.exp(min(max(moved, -RANGE), RANGE))
+        wall = self.multiplier * max(0.0, (full - SLACK) / (1 - SLACK))
+        self.applied += HASTE * (wall - self.applied)
+        return self.applied
 
     def state(self) -> dict[str, Any]:
         """Everything that a resumed run needs; JSON keeps its floats exactly."""

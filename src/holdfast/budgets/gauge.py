@@ -20,7 +20,7 @@ from holdfast.progress import track
 
 # Items that a forgetting of B nats takes: the log-ratio of two models that are KL = B apart has a variance of about
 # 2 B per item, so N items tell B to a share of sqrt(2 / (B N)); documents that differ make it up to twice that.
-TELLING = 100.0  # N B for one look of several: a share of 0.14
+TELLING = 66.0  # N B for one look of several: a share of 0.17
 BLURRED = 50.0  # N B below which a measurement is off by more than a fifth
 BLIND = 8.0  # N B below which it is off by more than half
 

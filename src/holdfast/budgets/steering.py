@@ -8,7 +8,7 @@ from holdfast.budgets.controller import STEPS, Controller
 from holdfast.budgets.gauge import Gauge, Reading
 from holdfast.errors import HoldfastError
 
-LOOKS = 16  # measurements over a run
+LOOKS = 24  # measurements over a run
 EARLY = 0.125  # of the budget: from there on every doubling of the forecast is measured
 POINTS_PER_NAT = 30.0  # what a nat costs in points of accuracy until it is measured
 
@@ -78,7 +78,7 @@ class Steering:
         if self.gauge is not None and self._due(step, forecast):
             self.reading, self.fresh = self.gauge.look(), True
             self.looked_at = forecast
-            controller.calibrate(forecast, self.reading.amount)
+            controller.calibrate(forecast, self.reading.amount, self.reading.error)
         self.strength = controller.strength(forecast)
         self.turn_to(self.strength)
 
