@@ -175,7 +175,7 @@ def test_a_table_for_people_and_a_plan(study):
 def test_a_plan_without_a_recipe_makes_nothing(place, tmp_path):
     given = ("--model", place.model, "--target", place.target, "--source", place.source)
     done = succeeded("frontier", *given, "--out", tmp_path / "out", "--plan")
-    assert "kronecker+distill" in done.out
+    assert "kronecker+distill-self" in done.out
     assert not (tmp_path / "out").exists()
 
 
@@ -183,10 +183,6 @@ BAD = {
     "no model": ((), ["no model was named"]),
     "a misspelt way": (("--way", "l3"), ["no way is called 'l3'"]),
     "a storage that is none": (("--storage", "nonsense"), ["is no URL of a database"]),
-    "no such curvature": (
-        ("--set", "ways=[{name: a, curvature: kroneker, strength: [1]}]"),
-        ["kroneker", "kronecker"],
-    ),
     "no such data": (("--target", "missing.jsonl"), ["missing.jsonl"]),
     "no such curvature": (
         ("--set", "ways=[{name: a, curvature: kroneker, strength: [1]}]"),

@@ -112,7 +112,7 @@ def test_ways_that_end_in_the_plain_run():
         ]
     )
     assert ends_in_plain(recipe) == [
-        "low-learning-rate", "l2", "diagonal", "kronecker", "distill", "kronecker+distill", "both",
+        "low-learning-rate", "l2", "diagonal", "kronecker", "distill-self", "kronecker+distill-self", "both",
     ]  # fmt: skip
 
 

@@ -119,8 +119,8 @@ class Holding:
         hashes = "".join(fingerprint(part.tensor)["sha256"] for part in trained.values())
         return hashlib.sha256(hashes.encode()).hexdigest()
 
-    def penalties(self, model: nn.Module, source: Side | None) -> list[Regularizer]:
-        """What joins the loss; the model stands at its start.
+    def penalties(self, model: nn.Module, text: Side | None) -> list[Regularizer]:
+        """What joins the loss; the model stands at its start, and distils on that text.
 
         Raises:
             HoldfastError: an anchor of another start, a layer without a price, nothing to distil from.
@@ -130,8 +130,8 @@ class Holding:
             options: dict[str, Any] = {"weights": recipe.anchor_weights, "forecast": self.forecast}
             options |= {"prior": recipe.prior} if recipe.prior else {}  # the quadratic form alone has one
             found.append(self.form(model, self.anchors, recipe.strength, recipe.damping, **options))
-        if recipe.distill > 0 and source is not None:
-            found.append(_distillation(recipe, model, source))
+        if recipe.distill > 0 and text is not None:
+            found.append(_distillation(recipe, model, text))
         return found
 
     def joined(self, model: nn.Module, penalties: list[Regularizer], source: Side | None) -> list[Regularizer]:
@@ -154,8 +154,9 @@ class Holding:
         form = "" if self.form is Penalty else f"-{self.form.name}"
         found = [f"{a.kind}{'@adapter' if a.space == 'adapter' else ''}{form}" for a in self.anchors]
         recipe = self.recipe
-        if recipe.distill > 0 and recipe.source is not None:
-            found.append("distill-self" if recipe.source.path == SELF else "distill-source")
+        if recipe.distill > 0:
+            own = recipe.distill_from == "self" or (recipe.source is not None and recipe.source.path == SELF)
+            found.append("distill-self" if own else "distill-source")
         return found
 
 

@@ -91,7 +91,8 @@ def _explain(known: list[str], problem: Any) -> str:
     if problem["type"] == "model_type":
         return f"{name}: it should be a mapping of keys to values (got {problem['input']!r})"
     message = problem["msg"].removeprefix("Value error, ").replace("Input should", "it should")
-    return f"{name}: {message} (got {problem['input']!r})" if name else message
+    got = "" if isinstance(problem["input"], Mapping) else f" (got {problem['input']!r})"  # not a whole part again
+    return f"{name}: {message}{got}" if name else message
 
 
 def known_keys(cls: type[Settings], prefix: str = "") -> list[str]:

@@ -79,6 +79,7 @@ def tune(
             if checkpoint is not None:
                 checkpoints.check_data(checkpoint, run.data)
             holding.measure(base, sides["source"], "weights")
+            text = _distilled(recipe, base, sides["source"])
             torch.manual_seed(recipe.seed)
             model = tuner.prepare(base, recipe.targets, recipe.rank, recipe.alpha)
             kind = "adapter" if hasattr(model, "peft_config") else "model"
@@ -88,7 +89,7 @@ def tune(
             run = replace(run, start=holding.start(model))
             if checkpoint is not None:
                 checkpoints.check_start(checkpoint, run.start)
-            penalties = holding.penalties(model, sides["source"])
+            penalties = holding.penalties(model, text)
             measured = BeforeAfter(model, sides, next(iter(recipe.budgets), None))
             trained = train(
                 model,
@@ -164,6 +165,14 @@ def _source(recipe: TuneRecipe, model: Any, tokenizer: Any) -> Side | None:
         return read_side(recipe.source, tokenizer, recipe.length, recipe.held_out, steering)
     length = min(recipe.sample_length, recipe.length)
     return sampled_side(model, recipe.samples, length, recipe.seed, 0.25, 0.25 if steering else 0.0)
+
+
+def _distilled(recipe: TuneRecipe, model: Any, source: Side | None) -> Side | None:
+    """What distillation reads: the source, or text that the model samples now, before it has moved."""
+    own = recipe.source is not None and recipe.source.path == SELF
+    if not recipe.distill or recipe.distill_from == "source" or own:
+        return source
+    return sampled_side(model, recipe.samples, min(recipe.sample_length, recipe.length), recipe.seed, 0.0)
 
 
 def _row(

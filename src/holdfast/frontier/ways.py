@@ -10,6 +10,8 @@ from typing import Any
 
 PLAIN = "plain"
 STRONG = {"low": 1.0, "high": 64.0, "points": 4}  # of two-sided curvatures and what is beside them
+DISTILLED = {"low": 0.15, "high": 5.0, "points": 4}
+BOTH = {"curvature": "kronecker", "strength": 4.0, "distill": 0.6, "together": {"low": 0.25, "high": 8.0}}
 
 NAMED: dict[str, dict[str, Any]] = {
     PLAIN: {},
@@ -30,15 +32,21 @@ NAMED: dict[str, dict[str, Any]] = {
     "absolute": {"curvature": "absolute", "form": "absolute", "strength": {"low": 0.005, "high": 0.2}},
     "lalora": {"curvature": "diagonal", "space": "adapter", "strength": {"low": 10.0, "high": 400.0}},
     "lalora-kronecker": {"curvature": "kronecker", "space": "adapter", "strength": {"low": 6.0, "high": 240.0}},
-    "distill": {"distill": {"low": 0.15, "high": 5.0, "points": 4}},
-    "kronecker+distill": {
-        "curvature": "kronecker",
-        "strength": 4.0,
-        "distill": 0.6,
-        "together": {"low": 0.25, "high": 8.0},
-    },
+    "distill-self": {"distill_from": "self", "distill": DISTILLED},
+    "distill-source": {"distill": DISTILLED},
+    "kronecker+distill-self": {**BOTH, "distill_from": "self"},
+    "kronecker+distill-source": BOTH,
 }
 
 # What is compared where a recipe names no ways: the baselines without old data, L2 and EWC, and the two ways of
 # holding on, apart and together.
-USUAL = (PLAIN, "early-stopping", "low-learning-rate", "l2", "diagonal", "kronecker", "distill", "kronecker+distill")
+USUAL = (
+    PLAIN,
+    "early-stopping",
+    "low-learning-rate",
+    "l2",
+    "diagonal",
+    "kronecker",
+    "distill-self",
+    "kronecker+distill-self",
+)
