@@ -54,3 +54,44 @@ COMPARISON = [
     row("kronecker", 3.0, source=3.688, target=3.839, **measured(0.06)),
     row("kronecker+distill-self", 1.0, source=3.512, target=3.856, **measured(0.03, step=0.3)),
 ]
+
+
+def along(row, steps=(0, 25, 50, 75, 100)):
+    """What a run measures on its way, in a straight line from its losses before to those after."""
+    sides = ("source", "target")
+    part = {side: row[f"{side}_after"] - row[f"{side}_before"] for side in sides}
+    return [{"step": s, **{side: row[f"{side}_before"] + part[side] * s / steps[-1] for side in sides}} for s in steps]
+
+
+def budgeted(budget, forecast, found, seed=0, penalty="kronecker", scaled=1.0, **more):
+    """One run that was held to a budget in nats."""
+    whole = measured(forecast)
+    steps = [entry["step"] for entry in whole["history"]]
+    history = [
+        entry | {"strength": 1 + 3 * i / len(steps), "calibrated_forecast": found * i / len(steps)}
+        for i, entry in enumerate(whole["history"])
+    ]
+    own = row(penalty, None, seed, source=3.480 + found, target=3.80, **whole)
+    sizes = {name: 0.01 + price / 10 for name, price in whole["per_layer"].items()}
+    kept = {"budget": budget, "budget_unit": "nats", "budget_words": f"{budget:g} nats per item"}
+    steered = {"steered_by": "measurement", "scaled_by": scaled, "forgetting": found, "forgetting_error": 0.001}
+    return {**own, **kept, **steered, "history": history, "shift_sizes": sizes, "along": along(own), **more}
+
+
+def two_hundred():
+    """40 settings with 5 seeds each, with histories, layers and samples as a real run has them."""
+    penalties = ("none", "identity", "diagonal", "kronecker", "distill-self", "distill-source", "replay", "another")
+    long = [sample | {"before": "before " * 60, "after": "after " * 60} for sample in SAMPLES]
+    layers = {f"model.layers.{b}.{kind}": 0.001 * (b + 1) for b in range(12) for kind in "qkvoudg"}
+    rows = []
+    for i, penalty in enumerate(penalties):
+        for strength in (1.0, 3.0, 5.0, 10.0, 30.0):
+            for seed in range(5):
+                losses = 4.4 - i / 10 - strength / 50 + seed / 200, 3.76 + strength / 50 + seed / 300
+                whole = measured(0.4 - i / 25) | {"samples": long, "per_layer": layers, "shift_sizes": layers}
+                history = [
+                    {"step": s, "loss": 4.5 - s / 1000, "predicted_forgetting": s / 1e4} for s in range(10, 1010, 10)
+                ]
+                one = row(penalty, None if penalty == "none" else strength, seed, *losses, **whole)
+                rows.append(one | {"history": history, "along": along(one)})
+    return rows

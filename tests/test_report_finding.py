@@ -5,7 +5,7 @@ from report_rows import COMPARISON, row
 
 from holdfast.report.comparison import compare, least_forgetting
 from holdfast.report.finding import finding, support
-from holdfast.report.heat import caption, heat
+from holdfast.report.heat import COST, caption, heat
 from holdfast.report.words import old_data, setting_name
 
 
@@ -59,8 +59,8 @@ def test_support_tells_spread_and_choice():
 def test_layers_without_numbers_become_bars():
     [bars] = compare([row("kronecker", 1.0, per_layer={"encoder": 0.1, "head": 0.3})])
     [grid] = compare([row("kronecker", 1.0, per_layer={"a.0.x": 0.1, "a.1.x": 0.2, "b.0.x": 0.3, "top": 0.4})])
-    assert heat(bars, "token").data[0].type == "bar"
-    drawn = heat(grid, "token").data[0]
+    assert heat(bars, COST).data[0].type == "bar"
+    drawn = heat(grid, COST).data[0]
     assert drawn.y == ("a: x", "b: x")
     assert [list(line) for line in drawn.z] == [[0.1, 0.2], [0.3, None]]
 
@@ -68,7 +68,7 @@ def test_layers_without_numbers_become_bars():
 def test_what_lies_between_layers_is_no_layer():
     [setting] = compare([row("kronecker", 1.0, per_layer={"a.0.x": 0.1, "a.1.x": 0.2, "between layers": 0.7})])
     said = caption(setting).replace("\u00a0", " ")
-    assert "most in a.1.x: 20 % of 1 nats; 70 % is of layers together" in said
+    assert "most of the forecast in a.1.x: 20 % of 1 nats; 70 % is of layers together" in said
 
 
 def test_settings_are_chosen_by_validation_where_there_is_one():

@@ -7,6 +7,7 @@ from holdfast.cli.demo import demo
 from holdfast.cli.evaluate import evaluate
 from holdfast.cli.frontier import frontier
 from holdfast.cli.methods import methods
+from holdfast.cli.report import report
 from holdfast.cli.tune import tune
 
 app = typer.Typer(
@@ -22,6 +23,7 @@ app.command()(anchor)
 app.command()(tune)
 app.command()(evaluate)
 app.command()(frontier)
+app.command()(report)
 app.command()(methods)
 
 

@@ -29,7 +29,7 @@ def change(row: dict[str, Any], side: str) -> float | None:
 def _print_one(row: dict[str, Any]) -> None:
     lines = []
     for name, side in SIDES:
-        before, after = row[f"{side}_before"], row[f"{side}_after"]
+        before, after = row.get(f"{side}_before"), row.get(f"{side}_after")
         if before is None and after is None:
             continue  # not asked for
         moved = change(row, side)
@@ -52,7 +52,7 @@ def _print_one(row: dict[str, Any]) -> None:
         said.append(f"forecast of the forgetting {row['predicted_forgetting']:.2g} nats per token")
     if row.get("trainable_parameters"):
         said.append(f"{row['trainable_parameters']:,} trained parameters")
-    said += [f"{row['seconds']:.0f} s", f"{row['peak_memory_mb']:.0f} MB"]
+    said += [f"{row[key]:.0f} {unit}" for key, unit in (("seconds", "s"), ("peak_memory_mb", "MB")) if row.get(key)]
     console.print("; ".join(said), highlight=False, soft_wrap=True)
 
 
@@ -69,7 +69,7 @@ def _budget(row: dict[str, Any]) -> list[str]:
     """Budget, forecast and measurement side by side; nothing where none was given."""
     if row.get("budget") is None:
         return []
-    unit, forecast, measured = row["budget_unit"], row.get("calibrated_forecast"), row.get("forgetting")
+    unit, forecast, measured = row.get("budget_unit", "nats"), row.get("calibrated_forecast"), row.get("forgetting")
     error = row.get("forgetting_error")
     said = [f"budget {row['budget_words']}"]
     if forecast is not None:
@@ -84,10 +84,10 @@ def _budget(row: dict[str, Any]) -> list[str]:
 
 def _print_several(rows: list[dict[str, Any]]) -> None:
     """With plain fine-tuning as the measure where it was run."""
-    plain = {row["seed"]: row for row in rows if row["penalty"] == "none"}
-    lines = [_line(row, plain.get(row["seed"])) for row in rows]
+    plain = {row.get("seed"): row for row in rows if row["penalty"] == "none"}
+    lines = [_line(row, plain.get(row.get("seed"))) for row in rows]
     hidden = set() if plain else set(OF_PLAIN)
-    if len({row["seed"] for row in rows}) == 1:
+    if len({row.get("seed") for row in rows}) == 1:
         hidden.add("seed")
     if console.width < WIDE:
         hidden |= {"source\nloss", "perplexity", "target\nloss"} | ({"MB"} if "seed" not in hidden else set())
@@ -113,8 +113,8 @@ def _line(row: dict[str, Any], plain: dict[str, Any] | None) -> dict[str, str]:
     forgotten, learned = change(row, "source"), change(row, "target")
     return {
         "held on by": row["penalty"].replace("+", " + "),
-        "strength": "-" if row.get("strength") is None else f"{row['strength']:g}",
-        "seed": str(row["seed"]),
+        "strength": _strength(row),
+        "seed": str(row.get("seed", "-")),
         "source\nloss": number(row.get("source_after")),
         "perplexity": _perplexity(row.get("source_after")),
         "forgotten": number(forgotten),
@@ -126,6 +126,12 @@ def _line(row: dict[str, Any], plain: dict[str, Any] | None) -> dict[str, str]:
         "seconds": number(row.get("seconds"), 0),
         "MB": number(row.get("peak_memory_mb"), 0),
     }
+
+
+def _strength(row: dict[str, Any]) -> str:
+    if row.get("budget") is not None:
+        return f"budget {row['budget']:.3g}" + (" points" if row.get("budget_unit") == "points" else "")
+    return "-" if row.get("strength") is None else f"{row['strength']:g}"
 
 
 def _of_plain(mine: float | None, plain: dict[str, Any] | None, side: str) -> str:

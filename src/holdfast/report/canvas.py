@@ -4,12 +4,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from holdfast.report.comparison import Setting
-from holdfast.report.palette import INK, Style
+from holdfast.report.palette import DASHES, INK, Series, Style
 
 GRID = "rgba(128,128,128,0.22)"
 FAINT = "rgba(128,128,128,0.75)"
-DASHES = ("solid", "dash", "dot", "dashdot")
-Styles = dict[tuple[str, str], Style]
+Styles = dict[Series, Style]
 
 
 def canvas(x: str, y: str, height: int) -> Any:
@@ -35,22 +34,35 @@ def canvas(x: str, y: str, height: int) -> Any:
     return figure
 
 
-def several_methods(settings: Sequence[Setting]) -> bool:
+def several_families(settings: Sequence[Setting]) -> bool:
     """Whether a name has to say the method."""
-    return len({setting.method for setting in settings}) > 1
+    return len({setting.family for setting in settings}) > 1
 
 
 def series_key(setting: Setting) -> str:
     """What the key's buttons switch on and off."""
-    return "/".join(setting.series)
+    return "/".join((*setting.family, setting.penalty))
 
 
-def dash_of(setting: Setting, settings: Sequence[Setting]) -> str:
-    """Colour tells penalties apart, dashes tell methods apart."""
-    methods = list(dict.fromkeys(other.method for other in settings))
-    return DASHES[methods.index(setting.method) % 4]
+def dash_of(setting: Setting, settings: Sequence[Setting], styles: Styles) -> str:
+    """Colour and shape tell penalties apart; dashes tell families apart, or else penalties of one colour."""
+    families = list(dict.fromkeys(other.family for other in settings))
+    return styles[setting.series].dash if len(families) < 2 else DASHES[families.index(setting.family) % len(DASHES)]
 
 
 def marker(style: Style, size: int, opacity: float = 1.0) -> dict[str, Any]:
     """A plotly marker."""
     return {"color": style.color, "symbol": style.symbol, "size": size, "opacity": opacity, "line": {"width": 0}}
+
+
+def mark_budgets(figure: Any, budgets: Sequence[float], highest: float) -> None:
+    """Dotted horizontal lines at what may be forgotten, named where there is room on an axis up to `highest`."""
+    named = None
+    for budget in budgets:
+        figure.add_hline(y=budget, line={"color": FAINT, "width": 1, "dash": "dot"})
+        if named is None or budget - named > 0.05 * max(highest, budgets[-1]):
+            left = {"x": 0, "xref": "paper", "xanchor": "left", "y": budget, "yanchor": "bottom"}
+            figure.add_annotation(
+                **left, text=f"budget {budget:.3g}", showarrow=False, font={"size": 11}, opacity=0.75
+            )
+            named = budget

@@ -7,11 +7,16 @@ from dataclasses import dataclass
 from typing import Any
 
 Row = Mapping[str, Any]
-Key = tuple[str, str, tuple[tuple[str, float], ...]]
+Family = tuple[str, str, str]
+Key = tuple[Family, str, tuple[tuple[str, float], ...]]
 
 PLAIN = "none"
+PLAIN_WAY = "plain"  # what a study calls the same
 # What a user sets, in a row or in its `hold`; the rest of a row is measured.
 STRENGTHS = ("strength", "budget", "distill", "replay", "distill_sequences", "distill_every", "distill_top_k")
+BUDGET_POINTS = "budget points"  # a budget in points of accuracy, which is no number of nats
+DETAILS = ("distill_sequences", "distill_every", "distill_top_k")  # named where they differ
+ADDED = ("damping", "learning_rate", "weight_decay")  # make a penalty another one
 NOISE = 0.005  # nats per item: a share of a smaller change says nothing
 
 
@@ -23,18 +28,23 @@ class Span:
     low: float
     high: float
     count: int
+    mean: float
 
 
 @dataclass(frozen=True)
 class Setting:
-    """One method, penalty and strength, over all its seeds.
+    """One family, penalty and strength or budget, over all its seeds.
+
+    The family is what is compared with a plain run of its own: (panel, method, variant). Rows of different panels do
+    not belong on one plot (another model, other data); variants differ in settings beside the penalty, the rank for
+    instance. Both are empty unless reports were merged.
 
     gain = target_before - target_after and forgetting = source_after - source_before, in nats per item; `kept` and
-    `share` are the two as fractions of plain fine-tuning's with the same method and seed. Settings are chosen by
+    `share` are the two as fractions of plain fine-tuning's of the same family and seed. Settings are chosen by
     `judged_kept` and `judged_share`: the same on the rows' `validation` part where all rows have one.
     """
 
-    method: str
+    family: Family
     penalty: str
     strengths: tuple[tuple[str, float], ...]
     rows: tuple[Row, ...]
@@ -46,9 +56,19 @@ class Setting:
     judged_share: Span | None
 
     @property
-    def series(self) -> tuple[str, str]:
+    def panel(self) -> str:
+        """Whose plot it belongs on."""
+        return self.family[0]
+
+    @property
+    def method(self) -> str:
+        """The tuner."""
+        return self.family[1]
+
+    @property
+    def series(self) -> tuple[Family, str]:
         """What the strengths of one penalty have in common."""
-        return self.method, self.penalty
+        return self.family, self.penalty
 
     @property
     def is_plain(self) -> bool:
@@ -85,21 +105,38 @@ def forgetting(row: Row) -> float | None:
 
 
 def span(values: Iterable[float | None]) -> Span | None:
-    """Median and range of the numbers among the values."""
+    """Median, range and mean of the numbers among the values."""
     known = [value for value in values if value is not None]
-    return Span(statistics.median(known), min(known), max(known), len(known)) if known else None
+    if not known:
+        return None
+    return Span(statistics.median(known), min(known), max(known), len(known), statistics.fmean(known))
 
 
 def compare(rows: Sequence[Row]) -> list[Setting]:
     """Rows that differ in their seed alone become one setting; penalties in order of appearance, strengths rising."""
+    common = {key for key in DETAILS if len({number(_held(row), key) for row in rows} - {None}) == 1}
+    ambiguous = _shared_by_ways(rows)
     groups: dict[Key, list[Row]] = {}
     for row in rows:
-        groups.setdefault(_key(row), []).append(row)
-    order = {series: i for i, series in reversed(list(enumerate((m, p) for m, p, _ in groups)))}
-    plain = {method: found for (method, penalty, _), found in groups.items() if penalty == PLAIN}
+        groups.setdefault(_key(row, common, ambiguous), []).append(row)
+    order = {series: i for i, series in reversed(list(enumerate((f, p) for f, p, _ in groups)))}
+    plain = {family: found for (family, penalty, _), found in groups.items() if penalty == PLAIN}
     judged = validated(rows)
     keys = sorted(groups, key=lambda key: (order[key[:2]], key[2]))
     return [_setting(key, groups[key], plain.get(key[0], []), judged) for key in keys]
+
+
+def family_of(row: Row) -> Family:
+    """Panel, method and variant of a row."""
+    return str(row.get("panel") or ""), str(row.get("method", "")), str(row.get("variant") or "")
+
+
+def _shared_by_ways(rows: Sequence[Row]) -> set[tuple[Family, str]]:
+    """Penalties that several ways of a study have in common: a lower learning rate and a plain run, for instance."""
+    ways: dict[tuple[Family, str], set[Any]] = {}
+    for row in rows:
+        ways.setdefault((family_of(row), str(row.get("penalty", PLAIN))), set()).add(row.get("way"))
+    return {series for series, found in ways.items() if len(found) > 1}
 
 
 def validated(rows: Sequence[Row]) -> bool:
@@ -107,17 +144,29 @@ def validated(rows: Sequence[Row]) -> bool:
     return all(isinstance(row.get("validation"), Mapping) for row in rows)
 
 
-def _key(row: Row) -> Key:
-    """Method, penalty (a damped curvature is one of its own) and strengths of a row."""
-    hold = row.get("hold") or {}
-    held = {**hold, **row}
-    known = {key: value for key in STRENGTHS if (value := number(held, key)) is not None}
+def _held(row: Row) -> Row:
+    """A row with the keys of its `hold`."""
+    return {**(row.get("hold") or {}), **row}
+
+
+def _key(row: Row, common: set[str], ambiguous: set[tuple[Family, str]]) -> Key:
+    """Family, penalty (a damped curvature is one of its own) and strengths or budget of a row."""
+    hold, held = row.get("hold") or {}, _held(row)
+    known = {key: value for key in STRENGTHS if key not in common and (value := number(held, key)) is not None}
     alone = [key for key in ("distill", "replay") if key in known and known[key] == known.get("strength")]
     if alone and not number(hold, "strength"):  # the strength is that of distillation or replay
         del known[alone[0]]
-    damping = number(held, "damping")
-    penalty = str(row.get("penalty", PLAIN)) + (f", damping {damping:g}" if damping else "")
-    return str(row.get("method", "")), penalty, tuple(known.items())
+    if "budget" in known:
+        known.pop("strength", None)  # where the run ended up, not what it was asked for
+        known["budget"] = float(f"{known['budget']:.3g}")  # a share of a loss differs between seeds by a hair
+        if row.get("budget_unit") == "points":
+            known = {BUDGET_POINTS if key == "budget" else key: value for key, value in known.items()}
+    family, penalty, way = family_of(row), str(row.get("penalty", PLAIN)), row.get("way")
+    added = [str(row["added"])] if row.get("added") else []
+    added += [f"{key.replace('_', ' ')} {value:g}" for key in ADDED if (value := number(held, key))]
+    if way not in (None, PLAIN_WAY, penalty) and (family, penalty) in ambiguous:
+        added.append(str(way) if known else " ".join(filter(None, [str(way), str(row.get("setting") or "")])))
+    return family, ", ".join([penalty, *added]), tuple(known.items())
 
 
 def _setting(key: Key, rows: list[Row], plain: list[Row], judged: bool) -> Setting:
@@ -162,7 +211,7 @@ def least_forgetting(settings: Iterable[Setting], keep: float) -> Setting | None
 
 def by_series(settings: Iterable[Setting]) -> list[list[Setting]]:
     """The strengths of each penalty together."""
-    series: dict[tuple[str, str], list[Setting]] = {}
+    series: dict[tuple[Family, str], list[Setting]] = {}
     for setting in settings:
         series.setdefault(setting.series, []).append(setting)
     return list(series.values())

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from holdfast.report.budgets import budgeted, excess, figure, kept, measured
 from holdfast.report.comparison import NOISE, Setting, least_forgetting
 from holdfast.report.words import count_of, decimals, method_name, middle, percent, setting_name
 
@@ -9,11 +10,13 @@ KEEP = 0.90  # the share of plain gain at which forgetting is compared
 
 
 def finding(settings: Sequence[Setting], item: str) -> str:
-    """The one sentence that stands on top of the page, of settings with the same method."""
+    """The one sentence that stands on top of the page, of settings of one family."""
     plain = next((s for s in settings if s.is_plain), None)
     held = [s for s in settings if not s.is_plain]
     if len(settings) == 1:
         return _alone(settings[0], item)
+    if plain is None and (said := kept(settings)):
+        return said
     if plain is None or not held:
         return f"{count_of(len(settings), 'setting')}, and no comparison: it takes runs with and without a penalty."
     name = method_name(plain.method)
@@ -59,7 +62,20 @@ def _alone(setting: Setting, item: str) -> str:
         lost = "the source loss stayed where it was"
     else:
         lost = f"the source loss {_moved(setting.forgetting.median)}"
-    return f"{setting_name(setting)}: {learned}, {lost}."
+    return f"{setting_name(setting)}: {learned}, {lost}{_within(setting)}."
+
+
+def _within(setting: Setting) -> str:
+    """Whether a run stayed inside its budget; empty without one, or where that was not measured."""
+    over = [value for row in setting.rows if (value := excess(row)) is not None]
+    if not over:
+        return ""
+    if len(over) > 1:
+        return f", inside the budget in {sum(value <= 0 for value in over)} of {len(over)} runs"
+    error = measured(setting.rows[0])[1]
+    spread = "" if error is None else f" (standard error {error:.2g})"
+    budget = str(budgeted([setting])[0].words)
+    return f", {'inside' if over[0] <= 0 else f'{figure(over[0])} over'} the accepted {budget}{spread}"
 
 
 def _moved(change: float) -> str:

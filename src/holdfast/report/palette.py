@@ -6,16 +6,21 @@ Okabe and Ito's colours, which stay apart for every kind of colour vision; shape
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from holdfast.report.comparison import Family
+
+Series = tuple[Family, str]  # of a setting
+DASHES = ("solid", "dash", "dot", "dashdot")
 INK = "#1c1e21"  # the page's script swaps it for the ink of the reader's theme
 
 
 @dataclass(frozen=True)
 class Style:
-    """Colour, plotly marker symbol, and the same symbol as an SVG path in a 12 x 12 box."""
+    """Colour, plotly marker symbol, the same symbol as an SVG path in a 12 x 12 box, and plotly line dash."""
 
     color: str
     symbol: str
     path: str
+    dash: str
 
 
 _PATHS = {
@@ -41,12 +46,24 @@ _CHOSEN = {
     "kronecker+distill-source": ("#D55E00", "x"),
     "replay": ("#8A8A8A", "cross"),
 }
-_SPARE = [("#0072B2", "hexagon"), ("#CC79A7", "x"), ("#009E73", "hexagon"), ("#E69F00", "x"), ("#56B4E9", "hexagon")]
+_COLORS = ("#0072B2", "#CC79A7", "#009E73", "#E69F00", "#56B4E9", "#D55E00", "#8A8A8A")
+# Neighbours differ in colour and shape, and with 7 colours and 10 shapes no pair comes twice.
+_SPARE = [
+    pair
+    for i in range(len(_COLORS) * len(_PATHS))
+    if (pair := (_COLORS[i % len(_COLORS)], [*_PATHS][::-1][i % len(_PATHS)])) not in _CHOSEN.values()
+]
 
 
-def styles(series: Iterable[tuple[str, str]]) -> dict[tuple[str, str], Style]:
-    """A style for each (method, penalty); a penalty without one of its own takes the next spare one."""
+def styles(series: Iterable[Series]) -> dict[Series, Style]:
+    """A style for each series; a penalty without one of its own takes the next spare one.
+
+    Those of one colour are told apart by their shapes and, where no marker is drawn, by their dashes.
+    """
     pairs = list(dict.fromkeys(series))
-    unknown = [penalty for penalty in dict.fromkeys(p for _, p in pairs) if penalty not in _CHOSEN]
+    penalties = list(dict.fromkeys(penalty for _, penalty in pairs))
+    unknown = [penalty for penalty in penalties if penalty not in _CHOSEN]
     chosen = _CHOSEN | {penalty: _SPARE[i % len(_SPARE)] for i, penalty in enumerate(unknown)}
-    return {pair: Style(*chosen[pair[1]], _PATHS[chosen[pair[1]][1]]) for pair in pairs}
+    colors = [chosen[penalty][0] for penalty in penalties]
+    dashes = {p: DASHES[colors[:i].count(colors[i]) % len(DASHES)] for i, p in enumerate(penalties)}
+    return {pair: Style(*(look := chosen[pair[1]]), _PATHS[look[1]], dashes[pair[1]]) for pair in pairs}

@@ -3,7 +3,7 @@
 import math
 
 from holdfast import catalogue
-from holdfast.report.comparison import PLAIN, Setting, Span
+from holdfast.report.comparison import BUDGET_POINTS, PLAIN, Setting, Span
 
 MISSING = "–"
 _METHODS = {"lora": "LoRA", "rslora": "rsLoRA", "dora": "DoRA", "full": "full fine-tuning", "": "fine-tuning"}
@@ -39,6 +39,13 @@ def method_name(method: str) -> str:
     return _METHODS.get(method, method)
 
 
+def family_name(setting: Setting) -> str:
+    """`LoRA`; with what else tells the runs of merged reports apart: `LoRA, rank 16 (llama on code.txt)`."""
+    panel, method, variant = setting.family
+    name = ", ".join(filter(None, [method_name(method), variant]))
+    return f"{name} ({panel})" if panel else name
+
+
 def penalty_name(penalty: str) -> str:
     """`kronecker+distill-self` -> Kronecker + distillation on its own text."""
     parts, comma, damping = penalty.partition(", ")
@@ -68,14 +75,20 @@ def strength_text(setting: Setting) -> str:
 
 
 def setting_name(setting: Setting, *, alone: bool = True) -> str:
-    """`Kronecker (strength 3)`; with the method in front where there are several on the page."""
+    """`Kronecker (strength 3)`; with its family in front where there are several on the page."""
     strengths = ", ".join(_strengths(setting))
     name = penalty_name(setting.penalty) + (f" ({strengths})" if strengths else "")
-    return name if alone else f"{method_name(setting.method)}: {name}"
+    return name if alone else f"{family_name(setting)}: {name}"
 
 
 def _strengths(setting: Setting) -> list[str]:
-    return [f"{key.replace('_', ' ')}\u00a0{value:g}" for key, value in setting.strengths]
+    return [_strength(key, value) for key, value in setting.strengths]
+
+
+def _strength(key: str, value: float) -> str:
+    if key == BUDGET_POINTS:
+        return f"budget\u00a0{value:g}\u00a0points"
+    return f"{key.replace('_', ' ')}\u00a0{value:g}"
 
 
 def decimals(value: float | None, places: int = 3) -> str:
