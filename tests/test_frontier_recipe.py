@@ -1,5 +1,7 @@
 """Recipes of a frontier: ways by name and by keys, grids, ranges, and what is refused."""
 
+from pathlib import Path
+
 import pytest
 import yaml
 
@@ -11,7 +13,7 @@ from holdfast.frontier.recipe import FrontierRecipe
 from holdfast.frontier.study import settings_of
 from holdfast.frontier.ways import NAMED, USUAL
 from holdfast.holding import Holding
-from holdfast.recipe import differences, dump, validate
+from holdfast.recipe import differences, dump, load, validate
 
 BASE = {"model": "m", "target": "t.jsonl", "source": "s.txt", "training": {"steps": 40, "learning_rate": 1e-3}}
 
@@ -32,6 +34,14 @@ def test_the_usual_ways_are_named_and_start_with_the_plain_one():
     assert [way.name for way in recipe.ways] == list(USUAL)
     assert (recipe.plain, recipe.searched) == ("plain", "pareto")
     assert set(USUAL) <= set(NAMED)
+
+
+def test_the_example_is_a_recipe():
+    path = Path(__file__).parents[1] / "examples" / "frontier.yaml"
+    recipe = validate(FrontierRecipe, load(path))
+    for corner in recipe.corners():
+        Holding(recipe.tune_recipe(corner), print)
+    assert (recipe.searched, recipe.settings) == ("pareto", 20)
 
 
 def test_a_resolved_recipe_is_the_same_recipe():

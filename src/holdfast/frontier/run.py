@@ -76,10 +76,9 @@ class Run:
                 self._follow()
         except BaseException:
             self.pool.close()
-            for claim in list(self.queue.held.values()):
-                with suppress(HoldfastError):  # the storage is gone: it will be missed
+            with suppress(HoldfastError):  # where the storage is gone, the runs will be missed there
+                for claim in list(self.queue.held.values()):
                     self.queue.release(claim)
-            with suppress(HoldfastError):
                 self.written(report=False)
             raise
 
