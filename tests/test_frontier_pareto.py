@@ -113,6 +113,9 @@ def test_the_hypervolume_states_its_reference_and_each_ways_part():
     assert {row["way"] for row in told["per_way"]} == {"way 0", "way 1", "way 2"}
     assert all(row["value"] <= told["value"] + 1e-12 for row in told["per_way"])
     assert told["value_low"] < told["value"] < told["value_high"]
+    assert 0 < told["share"] < 1
+    alone = [Setting("a", "", {0: (1.0, -0.2)}), Setting("b", "", {0: (0.5, 0.3)})]
+    assert_close(pareto.hypervolume(alone)["share"], 1.0)  # a beats b in both: nothing is left to cover
 
 
 def run(way="plain", setting="", seed=0, **more):

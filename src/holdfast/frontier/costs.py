@@ -37,7 +37,9 @@ def _line(way: str, rows: list[Row], measure: dict[Any, float | None]) -> dict[s
         "of_plain": _median(shares),
         "preparation_seconds": _median(number(row, "anchor_seconds") for row in rows),
         "peak_memory_mb": _median(number(row, "peak_memory_mb") for row in rows),
-        "trainable_parameters": _median(number(row, "trainable_parameters") for row in rows),
+        "trainable_parameters": next(
+            (row["trainable_parameters"] for row in rows if "trainable_parameters" in row), None
+        ),
     }
 
 

@@ -81,11 +81,12 @@ def hypervolume(found: Sequence[Setting]) -> dict[str, Any]:
     """The area covered by all settings and by each way's, means over seeds, and the reference point.
 
     The reference is no gain at all, and the most that any run forgot. Areas are in squared nats per item; `share` is
-    of the rectangle between the reference and the most that any run gained without forgetting.
+    of the rectangle between the reference and one run that would gain the most and forget the least of all.
     """
     every = [point for setting in found for point in setting.points.values()]
     reference = (0.0, max((lost for _, lost in every), default=0.0))
-    whole = max((gain for gain, _ in every), default=0.0) * reference[1]
+    least = min((lost for _, lost in every), default=0.0)
+    whole = max((gain for gain, _ in every), default=0.0) * (reference[1] - least)
 
     def covered(members: Sequence[Setting]) -> dict[str, Any]:
         areas = interval(area(at_seed(members, seed), reference) for seed in seeds_of(members))
