@@ -82,7 +82,32 @@ def survives_storage(curvature: Curvature) -> None:
         assert_close(again.apply(delta.clone()), one.apply(delta.clone()), rtol=0, atol=0)
 
 
-LAWS = (is_positive_semidefinite, is_quadratic, thin_equals_dense, damping_only_adds, survives_storage)
+def spectrum_is_the_curvature(curvature: Curvature) -> None:
+    """C in its eigenbasis, where it has one, is C: orthogonal coordinates, each at its value; damped or not."""
+    delta = drawn(8, *curvature.shape)
+    for one in (curvature, curvature.damped(0.1)):
+        spectrum = one.spectrum()
+        if spectrum is None:
+            assert type(one).spectrum is Curvature.spectrum
+            return
+        turned = spectrum.coordinates(delta.clone())
+        assert_close(turned.square().sum(), delta.square().sum(), **EXACT)
+        assert_close(spectrum.back(turned), delta, rtol=1e-9, atol=1e-9)
+        priced = one.apply(delta.clone())
+        near = {"rtol": 1e-8, "atol": ROUNDING * float(priced.abs().max())}
+        assert_close(spectrum.back(spectrum.values * turned), priced, **near)
+        assert spectrum.values.shape == one.shape
+        assert float(spectrum.values.min()) >= 0
+
+
+LAWS = (
+    is_positive_semidefinite,
+    is_quadratic,
+    thin_equals_dense,
+    damping_only_adds,
+    survives_storage,
+    spectrum_is_the_curvature,
+)
 
 
 def same(one: Anchor, other: Anchor, **tolerance: Any) -> None:

@@ -15,7 +15,7 @@ from cli_runs import LENGTH, SENTENCES, SMALL_SELF, anchor, files_in, place, run
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer
 
-from holdfast import Anchor, catalogue, demo, training
+from holdfast import Anchor, catalogue, demo, watching
 from holdfast.evaluation import mean_loss
 from holdfast.recipe import DataSettings
 from holdfast.sides import read_side
@@ -287,14 +287,14 @@ def test_resumed_runs_end_as_uninterrupted_ones(place, anchor, tuned, tmp_path, 
 def _stop_at(patched, step, when):
     """Ctrl-C at a step, before or in the middle of its checkpoint."""
     if when == "training":
-        begin = training._Watch.on_step_begin
+        begin = watching.Watch.on_step_begin
 
         def on_step_begin(self, args, state, control, **more):
             begin(self, args, state, control, **more)
             if state.global_step == step - 1:
                 os.kill(os.getpid(), signal.SIGINT)
 
-        patched.setattr(training._Watch, "on_step_begin", on_step_begin)
+        patched.setattr(watching.Watch, "on_step_begin", on_step_begin)
         return
     save = Trainer._save_optimizer_and_scheduler
 

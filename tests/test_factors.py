@@ -40,6 +40,17 @@ def test_law(name: str, law: Callable[[Factor], None]) -> None:
 
 
 @each_storage
+def test_the_spectrum_is_the_factor(name: str) -> None:
+    factor = made(name, ROWS)
+    values, rotation = factor.spectrum()
+    basis = torch.eye(WIDTH, dtype=torch.float64)
+    basis = basis if rotation is None else rotation.of(basis)
+    assert_close(basis @ basis.T, torch.eye(WIDTH, dtype=torch.float64), rtol=0, atol=1e-10)
+    assert_close(basis * values @ basis.T, dense(factor), rtol=0, atol=1e-9)
+    assert float(values.min()) >= 0
+
+
+@each_storage
 def test_sums_of_shards_add_up_in_any_order(name: str) -> None:
     storage = factors.storage(name)
     whole = summed(storage, ROWS)

@@ -22,7 +22,8 @@ HOOKS = (
     "register_full_backward_pre_hook",
     "register_module_forward_hook",
 )
-# Room or module -> what it may import of the house. What is missing here may import everything but the command line.
+# Room or module -> what it may import of the house; a module's own line comes before its room's. What is missing here
+# may import everything but the command line.
 ALLOWED = {
     "errors": set(),
     "files": {"errors"},
@@ -76,6 +77,26 @@ ALLOWED = {
         "sampling",
         "targets",
     },
+    "fitting": {
+        "fitting",
+        "anchor",
+        "batches",
+        "budgets",
+        "catalogue",
+        "curvature",
+        "errors",
+        "layers",
+        "likelihood",
+        "likelihoods",
+        "penalties",
+        "pretrained",
+        "progress",
+        "shifts",
+        "targets",
+    },
+    "fitting/shrinkage": set(),
+    "fitting/coupled": {"fitting"},
+    "fitting/search": {"errors"},
 }
 
 
@@ -111,13 +132,13 @@ def imported(path: Path) -> Iterator[str]:
 def test_arrows_point_one_way(module: str) -> None:
     known = set(imported(MODULES[module]))
     assert "cli" not in known or room(module) in ("cli", "__main__")
-    allowed = ALLOWED.get(room(module))
+    allowed = ALLOWED.get(module, ALLOWED.get(room(module)))
     assert allowed is None or known <= allowed, f"{module} imports {sorted(known - (allowed or set()))}"
 
 
 def test_the_table_names_what_exists() -> None:
     existing = {room(module) for module in MODULES}
-    assert set(ALLOWED) <= existing
+    assert set(ALLOWED) <= existing | set(MODULES)
     assert set().union(*ALLOWED.values()) <= existing
 
 

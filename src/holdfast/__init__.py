@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from holdfast.anchor import Anchor as Anchor
     from holdfast.anchors.approximation import quality as quality
     from holdfast.errors import HoldfastError as HoldfastError
+    from holdfast.fitting.fit import fit as fit
     from holdfast.penalties.distill import Distill as Distill
     from holdfast.penalties.quadratic import Penalty as Penalty
     from holdfast.penalties.together import Together as Together
@@ -27,6 +28,7 @@ _HOME = {
     "Penalty": "holdfast.penalties.quadratic",
     "Together": "holdfast.penalties.together",
     "attach": "holdfast.trainers",
+    "fit": "holdfast.fitting.fit",
     "quality": "holdfast.anchors.approximation",
     "sample_from": "holdfast.sampling",
     "snapshot": "holdfast.shifts.read",

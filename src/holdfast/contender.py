@@ -158,7 +158,7 @@ class Contender:
         method, targets = self._trained(hold)
         model = catalogue.tuner(method)().prepare(self.model(), targets, self.settings.rank, None)
         penalties, preparation = self.penalties(model, hold)
-        steered = self._steered(penalties, hold)
+        steered, teller = self._steered(penalties, hold), self._teller(model, hold)
         trained, along = self._run(model, hold, penalties, on_step)
         rises = self.rises(model)
         after = {name: rise.loss for name, rise in rises.items()}
@@ -175,7 +175,7 @@ class Contender:
             "validation": sides(self.before, after, "validation"),
             "rises": {name: {"nats": rise.amount, "error": finite(rise.error)} for name, rise in rises.items()},
             "along": along,
-            "predicted_forgetting": self._forecast(model, hold),
+            "predicted_forgetting": teller.predicted_forgetting,
             "anchor_seconds": preparation,
             "seconds": trained.seconds,
             "seconds_per_step": trained.seconds_per_step,
@@ -217,11 +217,11 @@ class Contender:
         )
         return trained, along
 
-    def _forecast(self, model: nn.Module, hold: Hold) -> float | None:
-        """What the forecaster's anchor says of where the run went; it held nothing."""
+    def _teller(self, model: nn.Module, hold: Hold) -> Penalty:
+        """What says at the end, by the forecaster's anchor, where the run went; it holds nothing."""
         _, targets = self._trained(hold)
         anchor, _ = self.anchor(FORECASTER.model_copy(update={"targets": targets}))
-        return Penalty(model, anchor).predicted_forgetting
+        return Penalty(model, anchor)
 
     @cached_property
     def _samples_before(self) -> dict[str, str]:

@@ -1,6 +1,5 @@
 """Training a prepared model on rows of text, through `transformers.Trainer` with the penalties beside it."""
 
-import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -21,10 +20,9 @@ from holdfast.penalties.regularizer import Regularizer
 from holdfast.progress import bar
 from holdfast.recipe import TrainingSettings
 from holdfast.trainers import HoldfastCallback
+from holdfast.watching import LIVE_LOG, MEASURED, Watch, by_side
 
 WARM_UP = 4  # steps whose time says more of allocation than of work
-MEASURED = "measured"  # in the entries of the trainer's history that hold what was measured along the way
-LIVE_LOG = "log.partial.jsonl"  # one line per logged step, while it runs
 
 
 @dataclass
@@ -54,6 +52,7 @@ def train(
     seed: int = 0,
     on_step: Callable[[int, int], None] | None = None,
     on_measure: Callable[[], dict[str, float]] | None = None,
+    on_log: Callable[[dict[str, float]], None] | None = None,
     quiet: bool = False,
 ) -> Trained:
     """Train in place.
@@ -69,6 +68,7 @@ def train(
         seed: of order, dropout and initialisation.
         on_step: called with (step, steps) after each step.
         on_measure: called every `settings.eval_steps`; returns losses by side, which make up `along`.
+        on_log: called with what was logged at a step.
         quiet: no progress bar.
 
     Raises:
@@ -78,7 +78,7 @@ def train(
     if trainable == 0:
         raise HoldfastError("no parameter of the model is trainable", remedy="prepare it with a tuner first")
     set_seed(seed)
-    watch = _Watch(folder, run, checkpoint, on_step, on_measure, settings.eval_steps)
+    watch = Watch(folder, run, checkpoint, settings.eval_steps, on_step=on_step, on_measure=on_measure, on_log=on_log)
     holds = HoldfastCallback(*penalties) if penalties else None
     trainer = _trainer(model, rows, _settings(settings, folder if run is not None else None, seed), [watch])
     if holds is not None:
@@ -96,7 +96,7 @@ def train(
         peak_memory_mb=peak_memory_mb(),
         trainable_parameters=trainable,
         history=[entry for entry in trainer.state.log_history if "loss" in entry],
-        along=[_by_side(entry) for entry in trainer.state.log_history if MEASURED in entry],
+        along=[by_side(entry) for entry in trainer.state.log_history if MEASURED in entry],
         scaled_by=1.0 if holds is None else holds.scaled_by,
     )
 
@@ -182,80 +182,6 @@ def _keeping_whole(folder: Path | None) -> Iterator[None]:
             checkpoints.discard_cut(folder)
             if not checkpoints.whole(folder):
                 (folder / LIVE_LOG).unlink(missing_ok=True)
-
-
-class _Watch(TrainerCallback):
-    """Times the steps, passes progress on, writes the live log, and seals checkpoints."""
-
-    def __init__(
-        self,
-        folder: Path | None,
-        run: Run | None,
-        checkpoint: Path | None,
-        on_step: Callable[[int, int], None] | None,
-        on_measure: Callable[[], dict[str, float]] | None,
-        every: int,
-    ) -> None:
-        self.folder, self.run, self.on_step, self.on_measure, self.every = folder, run, on_step, on_measure, every
-        self.own = [] if checkpoint is None else [checkpoint]  # checkpoints of this run
-        self.bar: Any = None
-        self.wall: list[float] = []
-        self.cpu: list[float] = []
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.bar.reset(total=state.max_steps)
-        self.bar.update(state.global_step)
-        if self.folder is not None and state.is_world_process_zero:
-            earlier = [entry for entry in state.log_history if "loss" in entry]  # resumed: the log goes on
-            files.write_text(self.folder / LIVE_LOG, "".join(map(log_line, earlier)))
-
-    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.started = time.perf_counter(), time.process_time()
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        wall, cpu = self.started
-        self.wall.append(time.perf_counter() - wall)
-        self.cpu.append(time.process_time() - cpu)
-        self.bar.update()
-        if self.on_step is not None:
-            self.on_step(state.global_step, state.max_steps)
-        if self.on_measure is not None and self.every and state.global_step % self.every == 0:
-            losses = {f"{side}_loss": loss for side, loss in self.on_measure().items()}
-            state.log_history.append({"step": state.global_step, MEASURED: True, **losses})  # checkpoints keep it
-        # The end is in the log; and a logged loss, the mean since the last one, never spans a checkpoint: a resumed
-        # run has not seen what was before it.
-        if control.should_save or state.global_step == state.max_steps:
-            control.should_log = True
-
-    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.folder is None or self.run is None or not state.is_world_process_zero:
-            return
-        checkpoint = self.folder / checkpoints.FOLDER / f"checkpoint-{state.global_step}"
-        checkpoints.seal(checkpoint, self.run)
-        self.own = checkpoints.keep_only(self.folder, [*self.own, checkpoint])
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
-        if not logs or "loss" not in logs:
-            return
-        self.bar.set_postfix_str(f"loss {logs['loss']:.3f}")
-        if self.folder is not None and state.is_world_process_zero:
-            with (self.folder / LIVE_LOG).open("a", encoding="utf-8") as file:
-                file.write(log_line({"step": state.global_step, **logs}))
-
-
-def _by_side(entry: dict[str, float]) -> dict[str, float]:
-    return {name.removesuffix("_loss"): value for name, value in entry.items() if name != MEASURED}
-
-
-def moments(row: dict[str, Any]) -> list[dict[str, float]]:
-    """What a result row holds of its steps, in their order: what was logged, and what was measured along the way."""
-    measured = [{n if n == "step" else f"{n}_loss": v for n, v in moment.items()} for moment in row["along"]]
-    return sorted([*row["history"], *measured], key=lambda moment: moment["step"])
-
-
-def log_line(entry: dict[str, Any]) -> str:
-    """One line of `log.jsonl`, the step first."""
-    return json.dumps({"step": entry["step"], **entry}) + "\n"
 
 
 def _mean(times: list[float]) -> float:

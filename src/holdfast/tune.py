@@ -1,9 +1,7 @@
 """`holdfast tune` on the user's own model and data: train, measure both sides, write everything down."""
 
 import shutil
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,17 +19,19 @@ from holdfast.files import output_folder, require_folder, whole_folder, write_js
 from holdfast.holding import Holding
 from holdfast.language_model import load_model, load_tokenizer
 from holdfast.machine import machine, versions
+from holdfast.moved import shift_sizes
+from holdfast.noted import noted
 from holdfast.outcome import caveats, outcome
 from holdfast.penalties.anchored import Anchored
 from holdfast.penalties.regularizer import Regularizer
 from holdfast.recipe import dump
 from holdfast.report import page
 from holdfast.sides import SELF, Side, fingerprint, read_side, sampled_side
-from holdfast.training import LIVE_LOG, Trained, log_line, moments, train
+from holdfast.training import Trained, train
 from holdfast.tune_recipe import TuneRecipe
+from holdfast.watching import LIVE_LOG, log_line, moments
 
 Say = Callable[[str], None]
-OnStep = Callable[[int, int], None]
 PRODUCTS = ("adapter", "model")  # folders: what a method with and without an adapter leaves
 
 
@@ -41,8 +41,9 @@ def tune(
     *,
     resume: bool = False,
     say: Say = print,
+    on_step: Callable[[int, int], None] | None = None,
+    on_log: Callable[[dict[str, float]], None] | None = None,
     store: Store | None = None,
-    on_step: OnStep | None = None,
     report: bool = True,
 ) -> dict[str, Any]:
     """Train, measure both sides before and after, and write adapter, results and report into `out`.
@@ -55,8 +56,9 @@ def tune(
         out: the run's folder.
         resume: go on from its last checkpoint.
         say: for lines to read.
-        store: where measured anchors are kept for other runs; None keeps none.
         on_step: called with (step, steps) after each step, instead of a progress bar.
+        on_log: called with what was logged.
+        store: where measured anchors are kept for other runs; None keeps none.
         report: write report.html, which is megabytes, too.
 
     Raises:
@@ -73,7 +75,7 @@ def tune(
         base, tokenizer = load_model(recipe.model, recipe.dtype), load_tokenizer(recipe.model)
         check_tokenizer(tokenizer, base, length=recipe.length)
         holding.check(base)
-        with _noted() as notes:
+        with noted() as notes:
             sides = _sides(recipe, base, tokenizer, say)
             run = Run(dump(recipe), {name: fingerprint(side) for name, side in sides.items()})
             if checkpoint is not None:
@@ -97,15 +99,16 @@ def tune(
                 recipe.training,
                 penalties=holding.joined(model, penalties, sides["source"]),
                 on_measure=measured.now,
+                on_step=on_step,
+                on_log=on_log,
+                quiet=on_step is not None,
                 folder=out,
                 run=run,
                 checkpoint=checkpoint,
                 seed=recipe.seed,
-                on_step=on_step,
-                quiet=on_step is not None,
             )
             measured.finish()
-        row = _row(recipe, holding, penalties, measured, trained)
+        row = _row(recipe, model, holding, penalties, measured, trained)
         results = _results(
             recipe,
             [row],
@@ -136,23 +139,6 @@ def _sides(recipe: TuneRecipe, model: Any, tokenizer: Any, say: Say) -> dict[str
     return sides
 
 
-@contextmanager
-def _noted() -> Iterator[list[str]]:
-    """What Holdfast warns of inside the block (rows left out, weights without a price), shown and kept."""
-    notes: list[str] = []
-    home = str(Path(__file__).parent)
-    with warnings.catch_warnings():
-        shown = warnings.showwarning
-
-        def keep(message: Any, category: Any, filename: str, *more: Any, **named: Any) -> None:
-            if issubclass(category, UserWarning) and filename.startswith(home):
-                notes.append(str(message))
-            shown(message, category, filename, *more, **named)
-
-        warnings.showwarning = keep
-        yield notes
-
-
 def _target(recipe: TuneRecipe, model: Any, tokenizer: Any) -> Side:
     return read_side(recipe.target, tokenizer, recipe.length, recipe.held_out)
 
@@ -177,6 +163,7 @@ def _distilled(recipe: TuneRecipe, model: Any, source: Side | None) -> Side | No
 
 def _row(
     recipe: TuneRecipe,
+    model: Any,
     holding: Holding,
     penalties: list[Regularizer],
     measured: BeforeAfter,
@@ -195,6 +182,7 @@ def _row(
         "scaled_by": trained.scaled_by,
         **measured.row(),
         "along": trained.along,
+        "shift_sizes": shift_sizes(model, anchored),
         "predicted_forgetting": forecast,
         "per_layer": {} if anchored is None or anchored.predicted_forgetting is None else anchored.per_layer(),
         "anchor_seconds": holding.seconds,

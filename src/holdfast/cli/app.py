@@ -5,6 +5,7 @@ import typer
 from holdfast.cli.anchor import anchor
 from holdfast.cli.demo import demo
 from holdfast.cli.evaluate import evaluate
+from holdfast.cli.fit import fit
 from holdfast.cli.frontier import frontier
 from holdfast.cli.methods import methods
 from holdfast.cli.report import report
@@ -21,6 +22,7 @@ app = typer.Typer(
 app.command()(demo)
 app.command()(anchor)
 app.command()(tune)
+app.command()(fit)
 app.command()(evaluate)
 app.command()(frontier)
 app.command()(report)

@@ -147,13 +147,19 @@ def tune(
 
 
 def _run(settings: Any, out: Path, resume: bool, as_json: bool) -> None:
-    from holdfast.cli.output import print_json, quiet_libraries, say
+    from holdfast.cli.output import errors, print_json, quiet_libraries, say
 
     quiet_libraries()
     from holdfast.cli.summary import print_rows
     from holdfast.tune import tune as run
 
-    results = run(settings, out, resume=resume, say=say)
+    if errors.is_terminal:
+        from holdfast.cli.live_training import LiveTraining
+
+        with LiveTraining() as live:
+            results = run(settings, out, resume=resume, say=say, on_step=live.step, on_log=live.log)
+    else:
+        results = run(settings, out, resume=resume, say=say)
     if as_json:
         print_json(results)
         return

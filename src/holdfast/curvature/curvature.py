@@ -11,6 +11,7 @@ from typing import ClassVar, Protocol, Self
 
 from torch import Tensor
 
+from holdfast.curvature.spectrum import Spectrum
 from holdfast.curvature.statistic import LayerSize, Reading, Statistic
 from holdfast.factors.amount import Amount
 from holdfast.rows.origin import Per
@@ -69,6 +70,10 @@ class Curvature(ABC):
         These are half the gradients of <D, C D> with respect to up and down, and the inner product of either
         with its factor is <D, C D> itself.
         """
+
+    def spectrum(self) -> Spectrum | None:
+        """C in its eigenbasis; None where its structure has none that is smaller than C itself."""
+        return None
 
     @abstractmethod
     def damped(self, damping: float) -> "Curvature":

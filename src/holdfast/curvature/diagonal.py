@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from holdfast.curvature.curvature import Curvature
+from holdfast.curvature.spectrum import Spectrum
 from holdfast.curvature.statistic import LayerSize, Statistic
 from holdfast.factors.factor import accumulator_dtype, add_product
 
@@ -67,6 +68,9 @@ class Diagonal(Curvature):
 
     def thin(self, up: Tensor, down: Tensor) -> tuple[Tensor, Tensor]:
         return row_products(up, down, lambda delta, rows: delta.mul_(self.fisher[rows]))
+
+    def spectrum(self) -> Spectrum:
+        return Spectrum(self.fisher)
 
     def damped(self, damping: float) -> "Diagonal":
         return Diagonal(self.fisher + damping * self.fisher.mean()) if damping else self

@@ -8,6 +8,7 @@ from torch import Tensor
 from holdfast.curvature.curvature import Curvature
 from holdfast.curvature.diagonal import Diagonal, SquaredProducts
 from holdfast.curvature.kronecker import Kronecker
+from holdfast.curvature.spectrum import Spectrum
 from holdfast.curvature.statistic import LayerSize, Reading, Statistic
 from holdfast.errors import HoldfastError
 from holdfast.factors.amount import Amount
@@ -88,6 +89,9 @@ class Eigen(Curvature):
         turned_up, turned_down = _turn(up.T, self.gradients).T, _turn(down, self.inputs)
         for_up, for_down = Diagonal(self.moments).thin(turned_up, turned_down)
         return _turn_back(for_up.T, self.gradients).T, _turn_back(for_down, self.inputs)
+
+    def spectrum(self) -> Spectrum:
+        return Spectrum(self.moments, self.inputs, self.gradients)
 
     def damped(self, damping: float) -> "Eigen":
         if not damping:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from holdfast.curvature.curvature import Curvature
+from holdfast.curvature.spectrum import Spectrum
 from holdfast.curvature.statistic import LayerSize, Statistic
 
 
@@ -44,6 +45,9 @@ class Identity(Curvature):
 
     def thin(self, up: Tensor, down: Tensor) -> tuple[Tensor, Tensor]:
         return up @ (down @ down.T * self._factor), (up.T @ up * self._factor) @ down
+
+    def spectrum(self) -> Spectrum:
+        return Spectrum(self.scale.reshape(1, 1).expand(self.shape))
 
     def damped(self, damping: float) -> "Identity":
         """(1 + eta) I: its mean eigenvalue is 1, so damping is strength by another name."""

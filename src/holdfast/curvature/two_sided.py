@@ -8,6 +8,7 @@ from torch import Tensor
 
 from holdfast import factors
 from holdfast.curvature.curvature import Curvature
+from holdfast.curvature.spectrum import Spectrum
 from holdfast.factors.factor import Factor
 from holdfast.factors.full import Full
 
@@ -44,6 +45,12 @@ class TwoSided(Curvature):
         priced_up = _priced(up.T, self.gradients, self._raise_gradients)  # (G up)^T, (r, out)
         priced_down = _priced(down, self.inputs, self._raise_inputs)  # down S, (r, in)
         return priced_up.T @ (priced_down @ down.T), (priced_up @ up) @ priced_down
+
+    def spectrum(self) -> Spectrum:
+        (inputs, turn_inputs), (gradients, turn_gradients) = self.inputs.spectrum(), self.gradients.spectrum()
+        values = (gradients + self._raise_gradients)[:, None] * (inputs + self._raise_inputs)
+        bases = (None if turn is None else turn.basis for turn in (turn_inputs, turn_gradients))
+        return Spectrum(values, *bases)
 
     def damped(self, damping: float) -> Self:
         """(G + eta mean(diag G) I) and (S + eta mean(diag S) I): both factors by the same share of their trace.

@@ -84,6 +84,11 @@ class Blocks(Factor):
     def rotation(self) -> Rotation:
         return self._rotation
 
+    def spectrum(self) -> tuple[Tensor, Rotation | None]:
+        basis = self._rotation.basis
+        values = (basis * (self.blocks @ basis)).sum(dim=1)  # of each block's columns: (n, N)
+        return values.flatten()[: self._width].clamp_min(0), self._rotation
+
     @classmethod
     def merged(cls, parts: Sequence[Self], shares: Sequence[float]) -> Self:
         total = torch.zeros_like(parts[0].blocks)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from holdfast.factors.factor import Factor, accumulator_dtype
+from holdfast.factors.rotation import Rotation
 
 
 class Diagonal(Factor):
@@ -46,6 +47,9 @@ class Diagonal(Factor):
 
     def diagonal(self) -> Tensor:
         return self.entries
+
+    def spectrum(self) -> tuple[Tensor, Rotation | None]:
+        return self.entries, None
 
     @classmethod
     def merged(cls, parts: Sequence[Self], shares: Sequence[float]) -> Self:

@@ -96,6 +96,16 @@ class Factor(ABC):
         """The orthogonal matrix whose columns are M's eigenvectors; None where M's structure has none at hand."""
         return None
 
+    def spectrum(self) -> tuple[Tensor, Rotation | None]:
+        """M's eigenvalues, (d,), and the basis that they belong to; None for the coordinates themselves.
+
+        Here by a dense decomposition, O(d^3), for structures without a basis at hand.
+        """
+        width = self.width
+        dense = self.times(torch.eye(width, device=self.diagonal().device, dtype=self.diagonal().dtype))
+        values, vectors = torch.linalg.eigh((dense + dense.T) / 2)
+        return values.clamp_min_(0), Rotation(vectors.contiguous())
+
     def captured(self) -> float | None:
         """The share of the trace that M holds along directions of its own instead of single coordinates.
 

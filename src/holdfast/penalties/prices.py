@@ -32,14 +32,26 @@ def homogeneous_form(shift: Shift, form: Form, shape: tuple[int, int], *, degree
 class Prices:
     """The curvatures of one anchor beside the shifts of one model.
 
+    Args:
+        model: as `readers_since` needs it, unless readers are given.
+        anchor: measured on the same base model.
+        damping: of what `form` returns, a share of the mean curvature.
+        readers: layer name -> a function that reads its shift, of layers that the anchor holds; None: `readers_since`.
+
     Attributes:
         readers: layer name -> a function that reads its shift since the anchor.
         curvatures: layer name -> its curvature, undamped, on the layer's device.
     """
 
-    def __init__(self, model: nn.Module, anchor: Anchor, damping: float) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        anchor: Anchor,
+        damping: float,
+        readers: Mapping[str, Callable[[], Shift]] | None = None,
+    ) -> None:
         self.model, self.anchor, self.damping = model, anchor, damping
-        self.readers: Mapping[str, Callable[[], Shift]] = readers_since(model, anchor)
+        self.readers = readers_since(model, anchor) if readers is None else readers
         self.curvatures = {name: anchor.curvatures[name] for name in self.readers}
         self._device: torch.device | None = None
         self._follow_model()

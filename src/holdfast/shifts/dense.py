@@ -27,6 +27,9 @@ class Dense(Shift):
         """tr((D^T G) D' S^T)."""
         return other.projected(inputs[None], (self.delta.T @ gradients)[None])[0]
 
+    def scaled(self, factor: Tensor) -> "Dense":
+        return Dense(factor * self.delta)
+
     def matrix(self) -> Tensor:
         return self.delta
 

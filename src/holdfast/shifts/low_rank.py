@@ -41,6 +41,9 @@ class LowRank(Shift):
         """scale * tr((up^T G) D' (down S)^T): with another low-rank D', products of its rank only."""
         return self.scale * other.projected((self.down @ inputs)[None], (self.up.T @ gradients)[None])[0]
 
+    def scaled(self, factor: Tensor) -> "LowRank":
+        return LowRank(factor * self.up, self.down, self.scale)
+
     def matrix(self) -> Tensor:
         return self.scale * (self.up @ self.down)
 

@@ -63,6 +63,10 @@ class Shift(ABC):
         """
 
     @abstractmethod
+    def scaled(self, factor: Tensor) -> "Shift":
+        """factor * D, differentiable in the factor, 0-d, as well."""
+
+    @abstractmethod
     def matrix(self) -> Tensor:
         """D itself, (out, in), materialised."""
 
