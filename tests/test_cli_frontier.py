@@ -244,7 +244,7 @@ def is_at_a_run(process, out):
 def test_killed_and_joined_a_study_does_every_run_once(place, tmp_path):
     """A worker is killed, then its parent; two processes go on from there, of which one is interrupted."""
     ways = ["plain", {"name": "held", "curvature": "identity", "strength": [0.5, 5, 50]}]
-    recipe = write(place, tmp_path / "frontier.yaml", ways, steps=80, along=0, seeds=1, training={"save_steps": 5})
+    recipe = write(place, tmp_path / "frontier.yaml", ways, steps=40, along=0, seeds=1, training={"save_steps": 5})
     out = tmp_path / "out"
     of_worker, done, of_parent = (
         out / "trials" / name for name in ("plain-seed-0", "held-strength-0.5-seed-0", "held-strength-5-seed-0")

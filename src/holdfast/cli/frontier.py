@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from holdfast.cli.options import flag, option
+from holdfast.frontier.ways import NAMED, USUAL
 
 WHAT, RUNS = "What is compared", "Runs"
 
@@ -21,7 +22,13 @@ def frontier(
     ] = None,
     ways: Annotated[
         list[str] | None,
-        option("A named way of holding on; once for each.", "NAME", WHAT, "--way", default="the usual eight"),
+        option(
+            f"A named way of holding on, once for each: {', '.join(NAMED)}.",
+            "NAME",
+            WHAT,
+            "--way",
+            default=", ".join(USUAL),
+        ),
     ] = None,
     steps: Annotated[int | None, option("Optimizer steps of a run.", "N", WHAT, default="one epoch", min=1)] = None,
     length: Annotated[int | None, option("Tokens per sequence.", "N", WHAT, default="512")] = None,

@@ -15,19 +15,12 @@ def print_frontier(results: dict[str, Any]) -> None:
     left = f"; {len(rows) - len(chosen)} more in report.html" if len(rows) > len(chosen) else ""
     print_table(
         f"nats per token, means over seeds with 95 % intervals{left}",
-        ["way", "setting", "seeds", "learned", "forgotten", "front"],
+        ["way", "seeds", "learned", "forgotten", "front"],
         [
-            [
-                row["way"],
-                row["setting"] or "-",
-                str(row["seeds"]),
-                _around(row, "gain"),
-                _around(row, "forgetting"),
-                MARKS[row["status"]],
-            ]
+            [_named(row), str(row["seeds"]), _around(row, "gain"), _around(row, "forgetting"), MARKS[row["status"]]]
             for row in chosen
         ],
-        right=2,
+        right=1,
     )
     _print_matched(found["matched_learning"])
     for warning in results["warnings"]:
@@ -35,8 +28,14 @@ def print_frontier(results: dict[str, Any]) -> None:
     console.print(found["recommendation"], style="bold", highlight=False, markup=False, soft_wrap=True)
 
 
+STATES = ("done", "running", "failed", "waiting")
 STATUS = ["on the front", "not told apart from it", "beaten"]
 MARKS = dict(zip(STATUS, ["on it", "perhaps", "-"], strict=True))
+
+
+def _named(row: dict[str, Any]) -> str:
+    """`kronecker, strength 8`."""
+    return ", ".join(filter(None, (row["way"], row["setting"])))
 
 
 def _around(row: dict[str, Any], name: str) -> str:
@@ -70,20 +69,12 @@ def print_plan(plan: dict[str, Any]) -> None:
     """The settings and what became of their runs."""
     print_table(
         f"{plan['settings']} settings with {len(plan['seeds'])} seeds: {plan['runs']} runs",
-        ["way", "setting", "runs", "done", "running", "failed", "waiting"],
-        [
-            [
-                row["way"],
-                row["setting"] or "-",
-                *(str(row[name]) for name in ("runs", "done", "running", "failed", "waiting")),
-            ]
-            for row in plan["rows"]
-        ],
-        right=2,
+        ["way", "runs"],
+        [[_named(row), ", ".join(f"{row[state]} {state}" for state in STATES if row[state])] for row in plan["rows"]],
     )
     if plan["to_be_suggested"]:
         console.print(f"{plan['to_be_suggested']} more settings will be suggested by what is found", highlight=False)
-    if plan["seconds_per_run"] is not None:
-        left = plan["runs"] - sum(row["done"] + row["failed"] for row in plan["rows"])
+    left = plan["runs"] - sum(row["done"] + row["failed"] for row in plan["rows"])
+    if left and plan["seconds_per_run"] is not None:
         minutes = left * plan["seconds_per_run"] / 60
         console.print(f"{left} runs left, about {minutes:.0f} min one at a time", highlight=False)
