@@ -1,17 +1,15 @@
 """Learning against forgetting at matched target loss: pure functions of result rows.
 
-A *point* is (gain kept, forgetting of plain), both as shares of the plain run's of the same seed. A method's *curve*
-is what is left of its points when those that another one beats at no less gain are dropped. Between neighbours the
-logarithm of forgetting is taken to be linear in gain, or forgetting itself where there is none.
+A *point* is (gain kept, forgetting of plain), both as shares of the plain run's of the same seed. A method's curve,
+and what is read of it between settings, are `holdfast.frontier.matching`'s.
 """
 
-import math
 import statistics
 from collections.abc import Iterable, Sequence
-from itertools import pairwise
 from typing import Any
 
-Point = tuple[float, float]  # gain kept, forgetting of plain
+from holdfast.frontier.matching import Point, at_gain
+
 PLAIN: Point = (1.0, 1.0)
 GAINS = (0.98, 0.95, 0.90)
 
@@ -43,37 +41,6 @@ def along(row: dict[str, Any]) -> list[dict[str, Any]]:
 def point(row: dict[str, Any], plain: dict[str, Any]) -> Point:
     """A row's shares of the plain run's gain and forgetting."""
     return gain(row) / gain(plain), forgetting(row) / forgetting(plain)
-
-
-def curve(points: Iterable[Point]) -> list[Point]:
-    """The points that no other beats, by rising gain: forgetting rises with it."""
-    kept: list[Point] = []
-    for candidate in sorted(set(points), key=lambda p: (-p[0], p[1])):
-        if not kept or candidate[1] < kept[-1][1]:
-            kept.append(candidate)
-    return kept[::-1]
-
-
-def at_gain(points: Iterable[Point], wanted: float) -> tuple[float, bool] | None:
-    """The least forgetting at no less than the wanted gain, and whether a setting on either side was measured.
-
-    None where nothing measured keeps so much. Where every measured setting keeps more, the one that forgets least
-    stands in: an upper bound.
-    """
-    kept = curve(points)
-    if not kept or kept[-1][0] < wanted:
-        return None
-    for (low, less), (high, more) in pairwise(kept):
-        if low <= wanted <= high:
-            return between(less, more, (wanted - low) / (high - low)), True
-    return kept[0][1], kept[0][0] == wanted
-
-
-def between(less: float, more: float, share: float) -> float:
-    """A share of the way from one forgetting to the next."""
-    if less <= 0:
-        return less + (more - less) * share
-    return math.exp(math.log(less) + (math.log(more) - math.log(less)) * share)
 
 
 def matched(seeds: Sequence[Sequence[Point]], wanted: float) -> dict[str, Any]:

@@ -71,6 +71,18 @@ def test_the_recipe_of_a_run_repeats_it(place, anchor, diagonal, tmp_path):  # n
     assert [again.json["rows"][0][key] for key in LOSSES] == [first[key] for key in LOSSES]
 
 
+def test_the_model_s_own_text_is_distilled_while_the_source_measures(place, tmp_path):  # noqa: F811
+    own = ("--distill", 0.3, *SMALL_SELF[2:])
+    row = row_of(place, tmp_path / "self", *own, "--set", "distill_from=self")
+    assert row["penalty"] == "distill-self"
+    other = row_of(place, tmp_path / "source", "--distill", 0.3)
+    assert (other["penalty"], other["source_before"]) == ("distill-source", row["source_before"])
+    assert other["target_after"] != row["target_after"]
+    refused(
+        *tune(place, tmp_path / "none", "--set", "distill_from=self"), says=["distill_from=self is of distillation"]
+    )
+
+
 def test_both_ways_under_one_strength(place, tmp_path):  # noqa: F811
     both = ("--curvature", "kronecker", "--set")
     twice = row_of(place, tmp_path / "a", *both, "together=2", "--strength", 1.5, "--distill", 0.1)

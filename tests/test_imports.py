@@ -13,7 +13,7 @@ from holdfast import catalogue
 
 PACKAGE = Path(holdfast.__file__).parent
 MODULES = {path.relative_to(PACKAGE).with_suffix("").as_posix(): path for path in sorted(PACKAGE.rglob("*.py"))}
-HEAVY = ("torch", "transformers", "peft")
+HEAVY = ("torch", "transformers", "peft", "optuna", "sqlalchemy", "scipy", "plotly")
 HOOKS = (
     "register_hook",
     "register_forward_hook",
@@ -41,6 +41,25 @@ ALLOWED = {
     "tuners": {"tuners", "layers", "targets", "errors"},
     "tasks": {"tasks", "errors"},
     "budgets": {"budgets", "batches", "evaluation", "likelihood", "layers", "pretrained", "progress", "errors"},
+    "frontier": {
+        "frontier",
+        "anchors",
+        "budgets",
+        "catalogue",
+        "checkpoints",
+        "data",
+        "deaf",
+        "errors",
+        "files",
+        "holding",
+        "language_model",
+        "machine",
+        "recipe",
+        "report",
+        "sides",
+        "tune",
+        "tune_recipe",
+    },
     "penalties": {
         "penalties",
         "budgets",

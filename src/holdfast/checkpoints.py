@@ -12,6 +12,7 @@ import yaml
 
 from holdfast import files
 from holdfast.errors import HoldfastError
+from holdfast.recipe import differences
 
 FOLDER = "checkpoints"
 RECIPE = "recipe.resolved.yaml"
@@ -87,12 +88,10 @@ def discard_cut(out: Path) -> None:
 def check_recipe(checkpoint: Path, recipe: str) -> None:
     """Raise HoldfastError where the checkpoint's run had other settings, naming those that differ."""
     path = checkpoint / RECIPE
-    theirs, ours = (_flat(yaml.safe_load(text)) for text in (path.read_text(encoding="utf-8"), recipe))
-    keys = [key for key in {**theirs, **ours} if theirs.get(key) != ours.get(key)]
-    if keys:
+    changed = differences(*(yaml.safe_load(text) for text in (path.read_text(encoding="utf-8"), recipe)))
+    if changed:
         raise HoldfastError(
-            f"the run in {checkpoint.parent.parent} was started with other settings: "
-            + ", ".join(f"{key} was {theirs.get(key)}, now {ours.get(key)}" for key in keys[:5]),
+            f"the run in {checkpoint.parent.parent} was started with other settings: " + ", ".join(changed[:5]),
             wanted=f"the settings in {path}",
             remedy=f"holdfast tune {path} --out {checkpoint.parent.parent} --resume, or choose another --out",
         )
@@ -119,10 +118,3 @@ def check_start(checkpoint: Path, start: str | None) -> None:
             causes=["another version of torch or peft draws other numbers", "the base model was changed since"],
             remedy="go on where the run was started, or start again without --resume",
         )
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return flat

@@ -100,6 +100,24 @@ def output_folder(path: Path) -> Iterator[None]:
         raise
 
 
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """One process at a time inside the block; the others wait.
+
+    The lock goes with the process that holds it, however that ends; the file stays: removing it would let two in.
+    """
+    import fcntl
+
+    _make(path.parent)
+    try:
+        file = path.open("a")
+    except OSError as error:
+        raise not_written(path, error) from error
+    with file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
 def require_writable(path: Path) -> None:
     """Make a folder; raise HoldfastError when nothing can be written in it."""
     try:

@@ -10,6 +10,7 @@ from torch import nn
 from holdfast import catalogue
 from holdfast.anchor import Anchor
 from holdfast.anchors.options import check_keep, check_options
+from holdfast.anchors.store import Store
 from holdfast.batches import collate
 from holdfast.before_after import batches
 from holdfast.errors import HoldfastError
@@ -31,14 +32,19 @@ class Holding:
 
     Attributes:
         anchors: the stored ones in their order, then the one measured in this run.
-        seconds: spent on measuring.
+        seconds: spent on measuring, by this run or by the one that left what it measured in the store.
+
+    Args:
+        recipe: what was asked for.
+        say: for lines to read.
+        store: where what is measured is kept for other runs; None keeps nothing.
 
     Raises:
         HoldfastError: names that nothing has, options that do not go together, a folder that is no anchor.
     """
 
-    def __init__(self, recipe: TuneRecipe, say: Callable[[str], None]) -> None:
-        self.recipe, self.say = recipe, say
+    def __init__(self, recipe: TuneRecipe, say: Callable[[str], None], store: Store | None = None) -> None:
+        self.recipe, self.say, self.store = recipe, say, store
         self.form = _form(recipe.form)
         self.seconds = 0.0
         self.steered: Regularizer | None = None  # what a budget steers
@@ -76,13 +82,25 @@ class Holding:
                 remedy="leave --space out",
             )
         rows = source.rows if source is not None and _reads(recipe.curvature) else None
-        started = time.perf_counter()
-        options: dict[str, Any] = {"targets": recipe.targets} if space == "weights" else {}
+        if self.store is None:
+            measured, self.seconds = self._measured(model, rows)
+        else:
+            measured, self.seconds = self.store.kept(recipe, model, rows, lambda: self._measured(model, rows))
+        self.anchors.append(measured)
+        count, of = len(measured.curvatures), "layers" if space == "weights" else "parts of the adapter"
+        on = "" if rows is None else f" from {measured.items} tokens in {self.seconds:.1f} s"
+        self.say(f"anchor: {measured.kind} of {count} {of}{on}")
+
+    def _measured(self, model: Any, rows: list[Any] | None) -> tuple[Anchor, float]:
+        """The anchor that the recipe's curvature asks for, and the seconds it took."""
+        recipe, started = self.recipe, time.perf_counter()
+        assert recipe.curvature is not None
+        options: dict[str, Any] = {"targets": recipe.targets} if recipe.space == "weights" else {}
         measured = Anchor.estimate(
             model,
             None if rows is None else [collate(rows[i : i + BATCH]) for i in range(0, len(rows), BATCH)],
             curvature=recipe.curvature,
-            space=space,
+            space=recipe.space,
             fisher=recipe.fisher,
             draws=recipe.draws,
             per=recipe.per,
@@ -91,11 +109,7 @@ class Holding:
             seed=recipe.seed,
             **options,
         )
-        self.seconds = time.perf_counter() - started
-        self.anchors.append(measured)
-        count, of = len(measured.curvatures), "layers" if space == "weights" else "parts of the adapter"
-        on = "" if rows is None else f" from {measured.items} tokens in {self.seconds:.1f} s"
-        self.say(f"anchor: {measured.kind} of {count} {of}{on}")
+        return measured, time.perf_counter() - started
 
     def start(self, model: nn.Module) -> str | None:
         """A hash of what the adapter starts at, where an anchor belongs to it: a resumed run must start there too."""
@@ -105,8 +119,8 @@ class Holding:
         hashes = "".join(fingerprint(part.tensor)["sha256"] for part in trained.values())
         return hashlib.sha256(hashes.encode()).hexdigest()
 
-    def penalties(self, model: nn.Module, source: Side | None) -> list[Regularizer]:
-        """What joins the loss; the model stands at its start.
+    def penalties(self, model: nn.Module, text: Side | None) -> list[Regularizer]:
+        """What joins the loss; the model stands at its start, and distils on that text.
 
         Raises:
             HoldfastError: an anchor of another start, a layer without a price, nothing to distil from.
@@ -116,8 +130,8 @@ class Holding:
             options: dict[str, Any] = {"weights": recipe.anchor_weights, "forecast": self.forecast}
             options |= {"prior": recipe.prior} if recipe.prior else {}  # the quadratic form alone has one
             found.append(self.form(model, self.anchors, recipe.strength, recipe.damping, **options))
-        if recipe.distill > 0 and source is not None:
-            found.append(_distillation(recipe, model, source))
+        if recipe.distill > 0 and text is not None:
+            found.append(_distillation(recipe, model, text))
         return found
 
     def joined(self, model: nn.Module, penalties: list[Regularizer], source: Side | None) -> list[Regularizer]:
@@ -140,8 +154,9 @@ class Holding:
         form = "" if self.form is Penalty else f"-{self.form.name}"
         found = [f"{a.kind}{'@adapter' if a.space == 'adapter' else ''}{form}" for a in self.anchors]
         recipe = self.recipe
-        if recipe.distill > 0 and recipe.source is not None:
-            found.append("distill-self" if recipe.source.path == SELF else "distill-source")
+        if recipe.distill > 0:
+            own = recipe.distill_from == "self" or (recipe.source is not None and recipe.source.path == SELF)
+            found.append("distill-self" if own else "distill-source")
         return found
 
 

@@ -4,7 +4,7 @@ import copy
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -75,7 +75,7 @@ def validate(cls: type[Recipe], values: Mapping[str, Any]) -> Recipe:
     try:
         return cls.model_validate(values)
     except ValidationError as error:
-        known = _known_keys(cls)
+        known = known_keys(cls)
         said = "; ".join(dict.fromkeys(_explain(known, problem) for problem in error.errors()))
         unknown = "unknown key" in said and "did you mean" not in said
         raise HoldfastError(said, wanted=f"keys of a recipe: {', '.join(known)}" if unknown else "") from error
@@ -91,16 +91,18 @@ def _explain(known: list[str], problem: Any) -> str:
     if problem["type"] == "model_type":
         return f"{name}: it should be a mapping of keys to values (got {problem['input']!r})"
     message = problem["msg"].removeprefix("Value error, ").replace("Input should", "it should")
-    return f"{name}: {message} (got {problem['input']!r})" if name else message
+    got = "" if isinstance(problem["input"], Mapping) else f" (got {problem['input']!r})"  # not a whole part again
+    return f"{name}: {message}{got}" if name else message
 
 
-def _known_keys(cls: type[Settings], prefix: str = "") -> list[str]:
+def known_keys(cls: type[Settings], prefix: str = "") -> list[str]:
     """The dotted names of all keys."""
     keys = []
     for name, known in cls.model_fields.items():
-        kinds = [known.annotation, *get_args(known.annotation)]
+        inside = () if get_origin(known.annotation) is list else get_args(known.annotation)
+        kinds = [known.annotation, *inside]
         part = next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Settings)), None)
-        keys += [f"{prefix}{name}"] if part is None else _known_keys(part, f"{prefix}{name}.")
+        keys += [f"{prefix}{name}"] if part is None else known_keys(part, f"{prefix}{name}.")
     return keys
 
 
@@ -181,6 +183,32 @@ def override(values: Mapping[str, Any], settings: list[str]) -> dict[str, Any]:
                 remedy="put it in quotes: --set 'key=\"value\"'",
             ) from error
     return changed
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested values as one mapping, with dots between the parts of a key."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return found
+
+
+def nested(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The inverse of `flat`."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        *parents, leaf = key.split(".")
+        place = found
+        for parent in parents:
+            place = place.setdefault(parent, {})
+        place[leaf] = value
+    return found
+
+
+def differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:
+    """The keys, with dots, in which two recipes differ, each with both values."""
+    old, new = flat(theirs), flat(ours)
+    return [f"{k} was {old.get(k)}, now {new.get(k)}" for k in {**old, **new} if old.get(k) != new.get(k)]
 
 
 def dump(recipe: Settings) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from holdfast import catalogue, checkpoints
+from holdfast.anchors.store import Store
 from holdfast.before_after import BeforeAfter
 from holdfast.card import SIGNATURE, write_card
 from holdfast.checkpoints import Run
@@ -42,17 +43,29 @@ def tune(
     say: Say = print,
     on_step: Callable[[int, int], None] | None = None,
     on_log: Callable[[dict[str, float]], None] | None = None,
+    store: Store | None = None,
+    report: bool = True,
 ) -> dict[str, Any]:
     """Train, measure both sides before and after, and write adapter, results and report into `out`.
 
     What an earlier run left in `out` stays as it is until this one has finished; its checkpoints go with this run's
-    first checkpoint. `on_step` is called with (step, steps), instead of a bar, and `on_log` with what was logged.
+    first checkpoint.
+
+    Args:
+        recipe: what was asked for.
+        out: the run's folder.
+        resume: go on from its last checkpoint.
+        say: for lines to read.
+        on_step: called with (step, steps) after each step, instead of a progress bar.
+        on_log: called with what was logged.
+        store: where measured anchors are kept for other runs; None keeps none.
+        report: write report.html, which is megabytes, too.
 
     Raises:
         HoldfastError: bad data, a model that can't be loaded, an anchor of another model, another recipe's folder
             to resume in, NaN losses, no space.
     """
-    tuner, holding = catalogue.tuner(recipe.method)(), Holding(recipe, say)
+    tuner, holding = catalogue.tuner(recipe.method)(), Holding(recipe, say, store)
     if not tuner.ranked and (key := next(filter(recipe.changed, ("rank", "alpha")), None)):
         raise HoldfastError(
             f"--{key} {getattr(recipe, key)}: --method {recipe.method} has none", remedy="leave it out"
@@ -68,6 +81,7 @@ def tune(
             if checkpoint is not None:
                 checkpoints.check_data(checkpoint, run.data)
             holding.measure(base, sides["source"], "weights")
+            text = _distilled(recipe, base, sides["source"])
             torch.manual_seed(recipe.seed)
             model = tuner.prepare(base, recipe.targets, recipe.rank, recipe.alpha)
             kind = "adapter" if hasattr(model, "peft_config") else "model"
@@ -77,7 +91,7 @@ def tune(
             run = replace(run, start=holding.start(model))
             if checkpoint is not None:
                 checkpoints.check_start(checkpoint, run.start)
-            penalties = holding.penalties(model, sides["source"])
+            penalties = holding.penalties(model, text)
             measured = BeforeAfter(model, sides, next(iter(recipe.budgets), None))
             trained = train(
                 model,
@@ -101,7 +115,9 @@ def tune(
             sides,
             [*notes, *caveats(holding.steered, measured.readings.get("source"), trained.scaled_by)],
         )
-        _save(model, tokenizer, results, run, out / kind, say)
+        _save(model, tokenizer, results, run, out / kind)
+        if report:
+            write_report(results, out, say)
     return results
 
 
@@ -135,6 +151,14 @@ def _source(recipe: TuneRecipe, model: Any, tokenizer: Any) -> Side | None:
         return read_side(recipe.source, tokenizer, recipe.length, recipe.held_out, steering)
     length = min(recipe.sample_length, recipe.length)
     return sampled_side(model, recipe.samples, length, recipe.seed, 0.25, 0.25 if steering else 0.0)
+
+
+def _distilled(recipe: TuneRecipe, model: Any, source: Side | None) -> Side | None:
+    """What distillation reads: the source, or text that the model samples now, before it has moved."""
+    own = recipe.source is not None and recipe.source.path == SELF
+    if not recipe.distill or recipe.distill_from == "source" or own:
+        return source
+    return sampled_side(model, recipe.samples, min(recipe.sample_length, recipe.length), recipe.seed, 0.0)
 
 
 def _row(
@@ -206,8 +230,8 @@ def _check_destination(folder: Path) -> None:
         )
 
 
-def _save(model: Any, tokenizer: Any, results: dict[str, Any], run: Run, final: Path, say: Say) -> None:
-    """Adapter or fully tuned model, results, log and page, each whole or absent; an earlier run's product goes."""
+def _save(model: Any, tokenizer: Any, results: dict[str, Any], run: Run, final: Path) -> None:
+    """Adapter or fully tuned model, results and log, each whole or absent; an earlier run's product goes."""
     out = final.parent
     with whole_folder(final) as folder:
         model.save_pretrained(str(folder))
@@ -220,6 +244,11 @@ def _save(model: Any, tokenizer: Any, results: dict[str, Any], run: Run, final: 
     write_text(out / "recipe.resolved.yaml", run.recipe)
     write_text(out / "log.jsonl", "".join(map(log_line, moments(results["rows"][-1]))))
     (out / LIVE_LOG).unlink(missing_ok=True)
+    (out / "report.html").unlink(missing_ok=True)  # of an earlier run
+
+
+def write_report(results: dict[str, Any], out: Path, say: Say) -> None:
+    """report.html, or a line on what is not installed for it."""
     try:
         page.write(results, out / "report.html")
     except HoldfastError as error:

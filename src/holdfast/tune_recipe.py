@@ -37,6 +37,9 @@ class TuneRecipe(Settings):
     damping: float = Field(0.0, ge=0)
     prior: float = Field(0.0, ge=0, description="precision of the adapter's own parameters, beside their curvature")
     distill: float = Field(0.0, ge=0, description="weight of the distillation; 0 for none")
+    distill_from: Literal["source", "self"] = Field(
+        "source", description="what is distilled: the source's text, or text sampled from the model"
+    )
     distill_sequences: int = Field(4, ge=1)
     distill_every: int = Field(1, ge=1)
     distill_top_k: int | None = Field(None, ge=1)
@@ -99,7 +102,9 @@ class TuneRecipe(Settings):
 
     @model_validator(mode="after")
     def _coherent(self) -> Self:
-        if self.distill > 0 and self.source is None:
+        if not self.distill and self.changed("distill_from"):
+            raise ValueError(f"distill_from={self.distill_from} is of distillation: pass --distill WEIGHT")
+        if self.distill > 0 and self.source is None and self.distill_from == "source":
             raise ValueError("distillation needs --source DATA, or --source self for text sampled from the model")
         if self.curvature is None and (key := next(filter(self.changed, MEASURING), None)):
             raise ValueError(

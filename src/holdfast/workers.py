@@ -4,10 +4,9 @@ import contextlib
 import multiprocessing
 import os
 import queue as queues
-import signal
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 import torch
 
 from holdfast.comparison import ComparisonSettings, Hold, Workload
+from holdfast.deaf import ignoring_interrupts
 from holdfast.errors import HoldfastError
 
 Job = tuple[Hold, int]  # a way of holding on, and a seed
@@ -45,7 +45,7 @@ def run(
         others = set(multiprocessing.active_children())
         pool = ProcessPoolExecutor(min(count, len(jobs)), context, _start, (common, work, queue))
         try:
-            with _ignoring_interrupts():  # Ctrl-C reaches the workers too; only this process answers it
+            with ignoring_interrupts():  # Ctrl-C reaches the workers too; only this process answers it
                 futures = [pool.submit(_row, index, job) for index, job in enumerate(jobs)]
             _follow(futures, queue, on_step, on_row)
             return [future.result() for future in futures]
@@ -61,19 +61,6 @@ def run(
             raise
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
-
-
-@contextlib.contextmanager
-def _ignoring_interrupts() -> Iterator[None]:
-    """Processes started inside the block are born deaf to Ctrl-C."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def _follow(futures: list[Future], queue: Any, on_step: OnStep, on_row: OnRow) -> None:

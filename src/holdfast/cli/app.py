@@ -6,6 +6,7 @@ from holdfast.cli.anchor import anchor
 from holdfast.cli.demo import demo
 from holdfast.cli.evaluate import evaluate
 from holdfast.cli.fit import fit
+from holdfast.cli.frontier import frontier
 from holdfast.cli.methods import methods
 from holdfast.cli.report import report
 from holdfast.cli.tune import tune
@@ -23,6 +24,7 @@ app.command()(anchor)
 app.command()(tune)
 app.command()(fit)
 app.command()(evaluate)
+app.command()(frontier)
 app.command()(report)
 app.command()(methods)
 

@@ -2,6 +2,7 @@
 
 from typing import Any, Self
 
+from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
@@ -9,18 +10,23 @@ from holdfast.cli.output import errors
 from holdfast.cli.summary import change
 
 
+def progress(console: Console) -> Progress:
+    """Bars with counts and times."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+    )
+
+
 class LiveRows:
     """What a comparison reports to: preparations, steps and finished rows."""
 
     def __init__(self) -> None:
-        self.progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            console=errors,
-        )
+        self.progress = progress(errors)
         self.names: list[str] = []
         self.bars: dict[int, Any] = {}
 

@@ -151,8 +151,9 @@ def _held(row: Row) -> Row:
 
 def _key(row: Row, common: set[str], ambiguous: set[tuple[Family, str]]) -> Key:
     """Family, penalty (a damped curvature is one of its own) and strengths or budget of a row."""
-    hold, held = row.get("hold") or {}, _held(row)
-    known = {key: value for key in STRENGTHS if key not in common and (value := number(held, key)) is not None}
+    hold, held, tried = row.get("hold") or {}, _held(row), row.get("values") or {}  # a study's way tries any keys
+    keys = [key for key in dict.fromkeys([*STRENGTHS, *tried]) if key not in common]
+    known = {key: value for key in keys if (value := number({**tried, **held}, key)) is not None}
     alone = [key for key in ("distill", "replay") if key in known and known[key] == known.get("strength")]
     if alone and not number(hold, "strength"):  # the strength is that of distillation or replay
         del known[alone[0]]
@@ -163,6 +164,7 @@ def _key(row: Row, common: set[str], ambiguous: set[tuple[Family, str]]) -> Key:
             known = {BUDGET_POINTS if key == "budget" else key: value for key, value in known.items()}
     family, penalty, way = family_of(row), str(row.get("penalty", PLAIN)), row.get("way")
     added = [str(row["added"])] if row.get("added") else []
+    added += [f"{key} {value}" for key, value in tried.items() if isinstance(value, str) and key not in STRENGTHS]
     added += [f"{key.replace('_', ' ')} {value:g}" for key in ADDED if (value := number(held, key))]
     if way not in (None, PLAIN_WAY, penalty) and (family, penalty) in ambiguous:
         added.append(str(way) if known else " ".join(filter(None, [str(way), str(row.get("setting") or "")])))

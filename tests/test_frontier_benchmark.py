@@ -9,6 +9,7 @@ import torch
 from torch.testing import assert_close
 
 from holdfast.comparison import ComparisonSettings, Hold, Workload
+from holdfast.frontier import matching
 from holdfast.recipe import TrainingSettings
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
@@ -29,27 +30,27 @@ PLAIN = run(2.0, 1.0)
 
 def test_a_curve_drops_what_another_point_beats() -> None:
     points = [(1.0, 1.0), (0.9, 0.2), (0.95, 0.1), (0.95, 0.3), (0.8, 0.05)]
-    assert matched.curve(points) == [(0.8, 0.05), (0.95, 0.1), (1.0, 1.0)]
+    assert matching.curve(points) == [(0.8, 0.05), (0.95, 0.1), (1.0, 1.0)]
 
 
 def test_forgetting_at_a_gain_between_two_settings() -> None:
     points = [(0.9, 0.05), (0.96, 0.4), (1.0, 1.0)]
-    assert_close(matched.at_gain(points, 0.92), (0.1, True))
-    assert_close(matched.at_gain(points, 0.98), (0.4**0.5, True))
-    assert_close(matched.at_gain(points, 0.96), (0.4, True))
+    assert_close(matching.at_gain(points, 0.92), (0.1, True))
+    assert_close(matching.at_gain(points, 0.98), (0.4**0.5, True))
+    assert_close(matching.at_gain(points, 0.96), (0.4, True))
 
 
 def test_where_nothing_was_forgotten_the_line_is_straight() -> None:
-    assert_close(matched.at_gain([(0.9, -0.1), (1.0, 0.3)], 0.95), (0.1, True))
+    assert_close(matching.at_gain([(0.9, -0.1), (1.0, 0.3)], 0.95), (0.1, True))
 
 
 def test_forgetting_at_a_gain_that_every_setting_exceeds_is_a_bound() -> None:
-    assert matched.at_gain([(0.97, 0.3), (1.0, 1.0)], 0.95) == (0.3, False)
+    assert matching.at_gain([(0.97, 0.3), (1.0, 1.0)], 0.95) == (0.3, False)
 
 
 def test_a_gain_that_no_setting_keeps_has_no_forgetting() -> None:
-    assert matched.at_gain([(0.8, 0.1), (0.9, 0.3)], 0.95) is None
-    assert matched.at_gain([], 0.95) is None
+    assert matching.at_gain([(0.8, 0.1), (0.9, 0.3)], 0.95) is None
+    assert matching.at_gain([], 0.95) is None
 
 
 def test_matched_is_the_median_over_seeds_with_its_range() -> None:
