@@ -41,7 +41,7 @@ WAYS = {"kronecker": {"curvature": "kronecker"}, "distill, own text": {"distill"
 STRENGTHS = {
     ("kronecker", "lora"): (0.5, 2.0, 8.0, 32.0, 128.0, 512.0),
     ("kronecker", "full"): (2.0, 8.0, 32.0, 128.0, 512.0),
-    ("distill, own text", "lora"): (0.1, 0.3, 1.0, 3.0, 10.0),
+    ("distill, own text", "lora"): (0.1, 0.3, 1.0, 3.0, 10.0, 30.0),
 }
 GSM8K_STRENGTHS = 0.25  # of those for code
 KEPT = (

@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,8 +13,9 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.testing import assert_close
 
+from holdfast.budgets import gauge as gauges
 from holdfast.budgets.budget import Budget
-from holdfast.budgets.gauge import BLIND, BLURRED, Gauge, reading
+from holdfast.budgets.gauge import BLIND, BLURRED, Gauge, Reading, reading
 from holdfast.errors import HoldfastError
 
 LLAMA = NETWORKS["llama"]
@@ -100,7 +102,19 @@ def test_the_error_is_that_of_means_over_clusters():
     assert reading(before[:1], now[:1], "nats").error == math.inf
 
 
-def test_turns_go_round_and_a_state_goes_on():
+def test_a_few_batches_alike_by_chance_are_not_certain():
+    gauge = Gauge(adapt("lora", LLAMA), LLAMA.batches(1), WIDE)
+    alike = Reading(amount=0.02, error=0.0, items=400, loss=1.0)
+    assert gauge.uncertainty(alike) == pytest.approx(2 * math.sqrt(2 * 0.02 / 400))
+    assert gauge.uncertainty(replace(alike, error=0.5)) == 0.5
+    assert gauge.uncertainty(replace(alike, error=math.inf)) == pytest.approx(2 * math.sqrt(2 * 0.02 / 400))
+    points = Gauge(adapt("lora", LLAMA), LLAMA.batches(1), Budget(60.0, "accuracy"))
+    assert points.uncertainty(replace(alike, amount=4.0)) == pytest.approx(2 * 100 * math.sqrt(0.04 / 400))
+
+
+def test_turns_go_round_and_a_state_goes_on(monkeypatch):
+    monkeypatch.setattr(gauges, "FEWEST", 1)
+    monkeypatch.setattr(gauges, "BATCHES", 2)
     model = adapt("lora", LLAMA)
     budget = Budget(60.0)  # two batches a look
     gauge = Gauge(model, LLAMA.batches(1), budget)

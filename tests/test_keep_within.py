@@ -99,7 +99,7 @@ def test_measured_forgetting_ends_inside_the_budget(way, method):
     budget = 0.5
     term = terms(model)[way]().keep_within(budget, HELD_OUT, steps=STEPS)
     learn(model, term)
-    assert 0.5 * budget < term.steerings[0].reading.amount <= budget
+    assert 0.3 * budget < term.steerings[0].reading.amount <= budget
     free = fresh(method)
     loose = terms(free)[way]().keep_within(1e6, HELD_OUT, steps=STEPS)
     strengths = learn(free, loose)

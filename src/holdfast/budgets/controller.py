@@ -7,9 +7,9 @@ from typing import Any
 from holdfast.errors import HoldfastError
 
 STEPS = 1000  # of a run whose length nobody says
-PATIENCE = 25.0  # e-folds by which a whole run may move the multiplier at a steady error of 1
+HASTY, PATIENT = 15.0, 8.0  # e-folds by which a whole run may move the multiplier at a steady error of 1
 AIM = 0.97  # share of the limit that is aimed at: what is left then meets chance
-HASTE = 0.25  # share of the way to the wall's strength in one step
+RELAXED = 0.4  # share of the way to the wall's strength in one step
 SLACK = 0.5  # share of the limit up to which nothing is held
 DRIFT = 0.15  # by which the correction may change between measurements, as a share of it
 RANGE = 25.0  # e-folds that the multiplier may be away from where it started
@@ -21,9 +21,9 @@ class Controller:
 
     The wall is the augmented Lagrangian's max(0, mu + rho (f - B)) with rho in proportion to mu, so that no scale has
     to be guessed: the multiplier mu rises or falls by e-folds until the forgetting f rests at the limit B. Below s =
-    half of B nothing is held at all: a run that needs no budget trains as if it had none. The strength goes a quarter
-    of the way to the wall in each step: a model that followed at once would swing. T is the length of the run in
-    steps, so mu keeps pace with the training, whatever its learning rate.
+    half of B nothing is held at all: a run that needs no budget trains as if it had none. The strength goes a part of
+    the way to the wall in each step: a model that followed at once would swing. T is the length of the run in steps,
+    so mu keeps pace with the training, whatever its learning rate.
 
     f is the forecast times a correction, the ratio of what is measured to what is forecast at the same weights,
     filtered as a random walk (Kalman's gain, from the measurement's own standard error): a penalty drives the shift
@@ -32,11 +32,13 @@ class Controller:
     Attributes:
         limit: B, in the unit of what is measured.
         steps: T.
+        haste: k; where the forecast is noisy, such as what is seen of a few sequences, a smaller one.
         multiplier: mu, the strength that holds f at B.
     """
 
     limit: float
     steps: int = STEPS
+    haste: float = HASTY
     multiplier: float = 1.0
     correction: float = 1.0
     applied: float = 0.0  # the last strength
@@ -65,10 +67,10 @@ class Controller:
         full = max(self.expected(forecast), 0.0) / (AIM * self.limit)
         if full > SLACK:
             error = min(max(math.log(full), -1.0), 1.0)
-            moved = math.log(self.multiplier) + PATIENCE / self.steps * error
+            moved = math.log(self.multiplier) + self.haste / self.steps * error
             self.multiplier = math.exp(min(max(moved, -RANGE), RANGE))
         wall = self.multiplier * max(0.0, (full - SLACK) / (1 - SLACK))
-        self.applied += HASTE * (wall - self.applied)
+        self.applied += RELAXED * (wall - self.applied)
         return self.applied
 
     def state(self) -> dict[str, Any]:

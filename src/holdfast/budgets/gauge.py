@@ -20,7 +20,9 @@ from holdfast.progress import track
 
 # Items that a forgetting of B nats takes: the log-ratio of two models that are KL = B apart has a variance of about
 # 2 B per item, so N items tell B to a share of sqrt(2 / (B N)); documents that differ make it up to twice that.
-TELLING = 66.0  # N B for one look of several: a share of 0.17
+TELLING = 66.0  # N B for one look of several: a share of 0.17, twice that with documents that differ
+FEWEST, BATCHES = 4000, 4  # items and batches of a look, where there are so many
+DIFFERING = 2.0  # by which documents that differ widen the error, where a few batches can't tell
 BLURRED = 50.0  # N B below which a measurement is off by more than a fifth
 BLIND = 8.0  # N B below which it is off by more than half
 
@@ -109,10 +111,17 @@ class Gauge:
         count = len(self.batches)
         if not whole and self.budget is not None:
             wanted = telling_items(self.budget, self.budget.limit(self.loss))
-            count = min(count, max(2, math.ceil(wanted * len(self.batches) / self.items)))
+            count = min(count, max(BATCHES, math.ceil(wanted * len(self.batches) / self.items)))
         chosen = [(self.turn + i) % len(self.batches) for i in range(count)]
         self.turn = (self.turn + count) % len(self.batches)
         return reading(known[chosen], self._sums(chosen, "after" if whole and not quiet else ""), self.unit)
+
+    def uncertainty(self, seen: Reading) -> float:
+        """A standard error that a few batches alike by chance don't make small: at least what N items can tell."""
+        if self.budget is None:
+            return seen.error
+        least = DIFFERING * math.sqrt(2 * max(seen.amount, 0) * _variance(self.budget) / seen.items)
+        return max(seen.error, least) if math.isfinite(seen.error) else max(least, abs(seen.amount) / 2)
 
     @property
     def unit(self) -> str:
@@ -179,7 +188,12 @@ def reading(before: Tensor, now: Tensor, unit: str) -> Reading:
 
 def telling_items(budget: Budget, limit: float) -> float:
     """Items that tell the limit in one look of several."""
-    return TELLING / _per_item(budget, limit)
+    return max(TELLING / _per_item(budget, limit), FEWEST)
+
+
+def _variance(budget: Budget) -> float:
+    """By what a forgetting has to be multiplied to be half its variance per item: 1 in nats, 50 in points."""
+    return 50.0 if budget.unit == "points" else 1.0
 
 
 def _per_item(budget: Budget, limit: float) -> float:
@@ -188,7 +202,7 @@ def _per_item(budget: Budget, limit: float) -> float:
     To lose p points of accuracy at least p in 100 answers change, each by 1: the variance is at least p / 100, and
     the share sqrt(100 / (p N)).
     """
-    return limit / 50 if budget.unit == "points" else limit
+    return limit / _variance(budget)
 
 
 def check_measurable(budget: Budget | None, loss: float, items: int, name: str) -> None:

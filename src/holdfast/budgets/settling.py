@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-TRIES = 20  # each takes the square root of what is too much off the shift, and a little more
-MARGIN = 0.995
+TRIES = 12  # evaluations of the excess at most
+ENOUGH = 0.97  # an excess from here to 1 is where it ends
 
 
 def start_of(parameters: Sequence[nn.Parameter]) -> list[Tensor]:
@@ -19,9 +19,9 @@ def settle(parameters: Sequence[nn.Parameter], start: Sequence[Tensor], excess: 
     """Move the parameters back towards their start until excess() <= 1; returns the share of the way that is left.
 
     theta = theta_0 + a (theta_T - theta_0). For full fine-tuning that scales the shift by a; for LoRA, whose B starts
-    at 0, by a times what its A has moved. A quadratic forgetting falls with a^2, so a is divided by the root of the
-    excess; where a first-order part makes it fall more slowly, the next tries go on from there, from outside. At a = 0
-    nothing is forgotten, so a budget can always be met.
+    at 0, by a times what its A has moved. The excess is taken to be a power of a: 2 at first, then the power through
+    the last point outside and the last one inside, until it is just inside. At a = 0 nothing is forgotten, so a budget
+    can always be met.
 
     Args:
         parameters: what was trained.
@@ -31,14 +31,27 @@ def settle(parameters: Sequence[nn.Parameter], start: Sequence[Tensor], excess: 
     over = excess()
     if over <= 1:
         return 1.0
-    end, share = [parameter.detach().clone() for parameter in parameters], 1.0
-    for number in range(TRIES):
-        share = 0.0 if number == TRIES - 1 else share * MARGIN / math.sqrt(over)
+    end = [parameter.detach().clone() for parameter in parameters]
+    outside, inside, power = (1.0, over), (0.0, 0.0), 2.0
+    for _ in range(TRIES):
+        share, over = inside if inside[1] > 0 else outside
+        share *= ((1 + ENOUGH) / 2 / over) ** (1 / power)
+        if not inside[0] < share < outside[0]:
+            share = (inside[0] + outside[0]) / 2
         _place(parameters, start, end, share)
         over = excess()
-        if over <= 1:
+        if over > 1:
+            outside = share, over
+        else:
+            inside = share, over
+        if ENOUGH <= over <= 1:
             break
-    return share
+        if inside[1] > 0:
+            power = max(math.log(outside[1] / inside[1]) / math.log(outside[0] / inside[0]), 0.5)
+    if over > 1 or share != inside[0]:
+        _place(parameters, start, end, inside[0])
+        excess()
+    return inside[0]
 
 
 @torch.no_grad()

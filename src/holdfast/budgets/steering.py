@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from holdfast.budgets.budget import Budget
-from holdfast.budgets.controller import STEPS, Controller
+from holdfast.budgets.controller import HASTY, STEPS, Controller
 from holdfast.budgets.gauge import Gauge, Reading
 from holdfast.errors import HoldfastError
 
@@ -23,6 +23,7 @@ class Steering:
         gauge: measures the forgetting; None: the forecast alone steers.
         steps: of the whole run; None: a trainer says so, else 1000.
         looks: measurements over the run.
+        haste: of the controller.
 
     Raises:
         HoldfastError: a budget in points or in shares of the loss with nothing to measure them on.
@@ -37,6 +38,7 @@ class Steering:
         *,
         steps: int | None = None,
         looks: int = LOOKS,
+        haste: float = HASTY,
     ) -> None:
         if gauge is None and budget.of in ("accuracy", "loss"):
             raise HoldfastError(
@@ -46,7 +48,7 @@ class Steering:
         if looks < 1 or (steps is not None and steps < 1):
             raise HoldfastError(f"steps={steps}, looks={looks}", wanted="counts of at least 1")
         self.budget, self.gauge, self.forecast, self.turn_to = budget, gauge, forecast, turn_to
-        self.steps, self.looks = steps, looks
+        self.steps, self.looks, self.haste = steps, looks, haste
         self.last = -1  # the last step that it was turned at
         self.looked_at = 0.0  # the forecast at the last measurement
         self.strength = 0.0
@@ -60,7 +62,7 @@ class Steering:
         if self._controller is None:
             loss = None if self.gauge is None else self.gauge.loss
             start = POINTS_PER_NAT if self.budget.unit == "points" else 1.0
-            self._controller = Controller(self.budget.limit(loss), self.steps or STEPS, correction=start)
+            self._controller = Controller(self.budget.limit(loss), self.steps or STEPS, self.haste, correction=start)
         return self._controller
 
     def pace(self, steps: int) -> None:
@@ -78,7 +80,7 @@ class Steering:
         if self.gauge is not None and self._due(step, forecast):
             self.reading, self.fresh = self.gauge.look(), True
             self.looked_at = forecast
-            controller.calibrate(forecast, self.reading.amount, self.reading.error)
+            controller.calibrate(forecast, self.reading.amount, self.gauge.uncertainty(self.reading))
         self.strength = controller.strength(forecast)
         self.turn_to(self.strength)
 

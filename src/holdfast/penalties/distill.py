@@ -19,7 +19,7 @@ from holdfast.progress import track
 from holdfast.sampling import sample_from
 
 REMEMBERED = 16  # evaluations in the measured forgetting: one draw of a few sequences is noisy
-PROMPT = 8  # evaluations that a budget is steered by
+PROMPT = 4  # evaluations that a budget is steered by
 On = Literal["head", "features"]
 
 

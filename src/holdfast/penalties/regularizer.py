@@ -9,6 +9,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from holdfast.budgets.budget import Budget
+from holdfast.budgets.controller import HASTY, PATIENT
 from holdfast.budgets.gauge import Gauge
 from holdfast.budgets.settling import settle, start_of
 from holdfast.budgets.steering import LOOKS, Steering
@@ -91,7 +92,9 @@ class Regularizer(ABC):
         made = []
         for (forecast, turn), one, source in zip(handles, map(Budget.parse, budgets), sources, strict=True):
             gauge = None if source is None else Gauge(self.model, source, one, forward_loss)
-            made.append(Steering(one, self._on_all_ranks(forecast), turn, gauge, steps=steps, looks=looks))
+            haste = HASTY if self.shared else PATIENT  # what runs the model sees a few sequences a step
+            told = self._on_all_ranks(forecast)
+            made.append(Steering(one, told, turn, gauge, steps=steps, looks=looks, haste=haste))
         self.steerings = made
         self._start = start_of(self._trainable())
         return self
