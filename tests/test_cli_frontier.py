@@ -1,5 +1,7 @@
 """`holdfast frontier`: a study of tiny runs from the command line, interrupted, killed and joined."""
 
+import contextlib
+import io
 import json
 import os
 import signal
@@ -21,6 +23,7 @@ from torch.testing import assert_close
 
 from holdfast import checkpoints
 from holdfast.frontier import trial
+from holdfast.frontier.pool import Event
 from holdfast.language_model import load_model
 
 __all__ = ["place"]
@@ -93,7 +96,7 @@ def test_the_tables_are_of_the_rows(study):
     assert_close(line["forgetting"], sum(row["source_after"] - row["source_before"] for row in held) / 2)
     assert {line["way"] for line in found["pareto"]} == {"plain", "early-stopping", "held"}
     early = [line["setting"] for line in found["pareto"] if line["way"] == "early-stopping"]
-    assert sorted(early) == ["step 1", "step 2", "step 3", "step 4"]
+    assert sorted(early) == ["step 1", "step 2", "step 3"]  # step 4 is the run itself
     assert {line["way"] for line in found["matched_learning"]} == {"plain", "early-stopping", "held"}
     assert [line["way"] for line in found["costs"]] == ["plain", "held"]
     assert found["hypervolume"]["reference"]["gain"] == 0
@@ -177,6 +180,46 @@ def test_a_plan_without_a_recipe_makes_nothing(place, tmp_path):
     done = succeeded("frontier", *given, "--out", tmp_path / "out", "--plan")
     assert "kronecker+distill-self" in done.out
     assert not (tmp_path / "out").exists()
+
+
+class Here:
+    """A pool of no processes: jobs are done where they are asked for."""
+
+    def __init__(self, count, devices):
+        self.jobs = []
+
+    busy = property(lambda self: [key for _, key in self.jobs])
+    free = property(lambda self: 1 - len(self.jobs))
+
+    def send(self, job, key):
+        self.jobs.append((job, key))
+
+    def events(self, timeout):
+        while self.jobs:
+            job, key = self.jobs.pop()
+            with contextlib.redirect_stdout(io.StringIO()):
+                row = trial.run(job, lambda *_: None)
+            yield Event("done", key, row)
+
+    def close(self):
+        self.jobs.clear()
+
+
+def test_a_search_begins_in_the_middle_and_suggests_the_rest(place, tmp_path, checked_here, monkeypatch):
+    monkeypatch.setattr("holdfast.frontier.frontier.Pool", Here)
+    ways = ["plain", {"name": "held", "curvature": "identity", "strength": {"low": 0.01, "high": 10}}]
+    recipe = write(place, tmp_path / "frontier.yaml", ways, along=0, trials=5)
+    done = succeeded("frontier", recipe, "--out", tmp_path / "out", "--json")
+    tried = {row["setting"]: row["strength"] for row in done.json["rows"] if row["way"] == "held"}
+    assert list(tried.values()) == sorted(tried.values())
+    assert {0.0316, 0.316, 3.16} < set(tried.values())
+    (suggested,) = set(tried.values()) - {0.0316, 0.316, 3.16}
+    assert 0.01 <= suggested <= 10
+    seeds = Counter((row["way"], row["setting"]) for row in done.json["rows"])
+    assert set(seeds.values()) == {2}  # every setting with every seed
+    grown = succeeded("frontier", recipe, "--out", tmp_path / "out", "--trials", 6, "--json")
+    assert len(grown.json["rows"]) == 12
+    assert all(row in grown.json["rows"] for row in done.json["rows"])
 
 
 BAD = {

@@ -144,3 +144,5 @@ def test_stopping_early_is_read_from_what_runs_measured_along_the_way():
     assert (first.way, first.words, second.words) == ("early stopping", "step 5", "step 10")
     assert_close(dict(first.points), {0: (0.4, 0.1), 1: (0.4, 0.1)})
     assert_close(dict(second.points), {0: (0.8, 0.3)})
+    ended = run(along=[*along, {"step": 12, "source": 3.4, "target": 4.0}])
+    assert [setting.words for setting in stopped([ended], "plain", "early stopping")] == ["step 5", "step 10"]

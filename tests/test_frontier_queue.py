@@ -23,7 +23,7 @@ from holdfast.frontier.ledger import combination_of
 from holdfast.frontier.plan import planned
 from holdfast.frontier.run import Run
 
-RANGED = {"ways": ["plain", {"name": "a", "distill": {"low": 0.1, "high": 10}}], "seeds": 2, "trials": 4}
+RANGED = {"ways": ["plain", {"name": "a", "distill": {"low": 0.1, "high": 10}}], "seeds": 2, "trials": 7}
 
 
 @pytest.fixture

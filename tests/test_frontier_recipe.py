@@ -77,11 +77,14 @@ def test_a_range_in_a_grid_is_spread_evenly_on_its_scale():
 
 
 def test_a_pareto_search_begins_with_every_middle_and_what_has_no_range():
-    recipe = made(ways=["plain", {"name": "a", "distill": {"low": 0.1, "high": 10}}, {"name": "b", "distill": [1, 2]}])
-    words = [(setting.way, setting.words) for setting in recipe.planned()]
-    assert words == [("plain", ""), ("a", "distill 1"), ("b", "distill 1"), ("b", "distill 2")]
-    assert recipe.settings == 4 + 3
-    assert made(ways=["plain", "l2"], trials=9).settings == 9
+    ways = ["plain", {"name": "a", "distill": {"low": 0.1, "high": 10}}, {"name": "b", "distill": [1, 2]}]
+    words = [(setting.way, setting.words) for setting in made(ways=ways).planned()]
+    first = [("plain", ""), ("a", "distill 1"), ("b", "distill 1"), ("b", "distill 2")]
+    assert words == [*first, ("a", "distill 0.215"), ("a", "distill 4.64")]  # 10^(-2/3) and 10^(2/3)
+    assert made(ways=ways).settings == 6 + 1
+    assert len(made(ways=ways, trials=5).planned()) == made(ways=ways, trials=5).settings == 5
+    assert (len(made(ways=ways, trials=9).planned()), made(ways=ways, trials=9).settings) == (6, 9)
+    assert made(ways=ways, trials=1).settings == 4
 
 
 def test_relative_values_are_multiples_of_the_base():
@@ -145,7 +148,7 @@ def test_settings_that_change_no_run_may_differ():
 
 def test_a_plan_counts_without_making_anything(tmp_path):
     found = planned(made(ways=["plain", "l2"], trials=6, seeds=2), tmp_path / "out")
-    assert (found["runs"], found["settings"], found["to_be_suggested"]) == (12, 6, 4)
+    assert (found["runs"], found["settings"], found["to_be_suggested"]) == (12, 6, 2)
     assert found["rows"][1] == {
         "way": "l2", "setting": "strength 0.0775", "runs": 2, "done": 0, "running": 0, "failed": 0, "waiting": 2,
     }  # fmt: skip

@@ -17,7 +17,7 @@ ALL = [PLAIN, BEST, NEAR, FAR, WEAK]
 def test_for_a_wanted_gain_the_least_forgetting_is_taken_and_its_equals_are_named():
     said = recommend(ALL, [PLAIN], keep=0.9, accept=None, item="token")
     assert said.startswith(
-        "To keep 90% of plain fine-tuning's gain, take kronecker (strength 8): it kept 96% and forgot"
+        "To keep 90 % of plain fine-tuning's gain, take kronecker (strength 8): it kept 96 % and forgot"
     )
     assert "where plain fine-tuning forgot 1" in said
     assert "distill (distill 1) can't be told apart from it (means of 3 seeds)." in said

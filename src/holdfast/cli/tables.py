@@ -62,7 +62,7 @@ def _print_matched(rows: list[dict[str, Any]]) -> None:
 def _bound(row: dict[str, Any]) -> str:
     if row["forgetting"] is None:
         return "-"
-    return ("" if row["between_settings"] else "≤ ") + _around(row, "forgetting")
+    return ("" if row["between_settings"] else "≤ ") + number(row["forgetting"])
 
 
 def print_plan(plan: dict[str, Any]) -> None:

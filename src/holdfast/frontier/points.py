@@ -38,6 +38,8 @@ def point_of(row: Row) -> Point | None:
 def stopped(rows: Sequence[Row], way: str, named: str) -> list[Setting]:
     """What stopping the runs of `way` early would have given: a setting for each step at which they were measured.
 
+    What was measured where a run ended is the run itself, and is left out.
+
     Args:
         rows: finished runs; their `along` holds {"step", "source", "target"} in nats.
         way: whose runs are stopped.
@@ -50,7 +52,8 @@ def stopped(rows: Sequence[Row], way: str, named: str) -> list[Setting]:
         before = number(row, "target_before"), number(row, "source_before")
         for entry in row.get("along") or []:
             target, source = number(entry, "target"), number(entry, "source")
-            if None not in (*before, target, source):
+            end = (target, source) == (number(row, "target_after"), number(row, "source_after"))
+            if None not in (*before, target, source) and not end:
                 found.setdefault(entry["step"], {})[row["seed"]] = before[0] - target, source - before[1]  # type: ignore[operator]
     return [Setting(named, f"step {step}", found[step]) for step in sorted(found)]
 

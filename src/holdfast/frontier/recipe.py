@@ -18,6 +18,7 @@ from holdfast.recipe import merge as merged
 from holdfast.tune_recipe import TuneRecipe
 
 PER_WAY = 4  # settings of a way with a range, where `trials` does not say
+STARTS = (1 / 2, 1 / 6, 5 / 6)  # where in a range a pareto search begins: every way has a curve before it suggests
 PARTS = 5  # checkpoints of a run
 # Keys that change no run: a study goes on with others.
 FREE = ("trials", "processes", "storage", "study", "keep", "accept")
@@ -95,23 +96,38 @@ class FrontierRecipe(Settings):
         return {name: own for name, own in axes.items() if any(isinstance(v, Range) for v in own.values())}
 
     def planned(self) -> list[Setting]:
-        """The settings that are run whatever is found: a grid, or what has no range and every range's middle."""
-        found = []
-        for way in self.running():
-            axes = way.axes(self.base)
-            middle = way.name in self.ranged()
-            lists = [_values(values, middle=middle) for values in axes.values()]
-            found += [
-                Setting(way.name, tuple(zip(axes, combination, strict=True)))
-                for combination in itertools.product(*lists)
-            ]
-        return found
+        """The settings that are run whatever is found.
+
+        A grid is all of its values. A pareto search begins with what has no range and the middle of every range, and
+        then goes to their sides, as far as `trials` reaches.
+        """
+        ranged, trials = self.ranged(), self.trials
+        if not ranged:
+            return [setting for way in self.running() for setting in self._product(way, None)]
+        first = [setting for way in self.running() for setting in self._product(way, STARTS[0])]
+        sides = [
+            s
+            for share in STARTS[1:]
+            for way in self.running()
+            if way.name in ranged
+            for s in self._product(way, share)
+        ]
+        return [*first, *(sides if trials is None else sides[: max(0, trials - len(first))])]
+
+    def _product(self, way: Way, share: float | None) -> list[Setting]:
+        """A way's settings: every value of its lists, and of ranges the one at that share, or those of a grid."""
+        axes = way.axes(self.base)
+        lists = [
+            values if isinstance(values, list) else values.grid() if share is None else [values.at(share)]
+            for values in axes.values()
+        ]
+        return [Setting(way.name, tuple(zip(axes, each, strict=True))) for each in itertools.product(*lists)]
 
     @property
     def settings(self) -> int:
         """How many settings are run in all, each with every seed."""
-        planned, ranged = len(self.planned()), len(self.ranged())
-        return max(planned, self.trials or planned + (PER_WAY - 1) * ranged)
+        planned = len(self.planned())
+        return max(planned, self.trials or planned + (PER_WAY - len(STARTS)) * len(self.ranged()))
 
     def tune_recipe(self, combination: Combination, sequences: int | None = None) -> TuneRecipe:
         """The recipe of one run.
@@ -146,12 +162,6 @@ class FrontierRecipe(Settings):
             lists = [[v.at(0.0), v.at(1.0)] if isinstance(v, Range) else v for v in axes.values()]
             ends += [Setting(way.name, tuple(zip(axes, each, strict=True))) for each in itertools.product(*lists)]
         return [Combination(setting, self.seeds[0]) for setting in ends]
-
-
-def _values(values: list[Any] | Range, *, middle: bool) -> list[Any]:
-    if isinstance(values, Range):
-        return [values.at(0.5)] if middle else values.grid()
-    return values
 
 
 def _steps(training: TrainingSettings, sequences: int | None) -> int:

@@ -46,15 +46,15 @@ def _by_gain(found: Sequence[Setting], plain: Setting, keep: float, item: str) -
     able = [s for s in found if mean_point(s)[0].mean >= keep * whole]
     best = min(able, key=lambda s: mean_point(s)[1].mean)
     gain, forgot = mean_point(best)
-    aim = f"To keep {keep:.0%} of plain fine-tuning's gain"
+    aim = f"To keep {_share(keep)} of plain fine-tuning's gain"
     if best is plain:
         return f"{aim}, nothing forgot less than plain fine-tuning itself: {_nats(forgot, item)}{_seeds(forgot)}."
     said = (
-        f"{aim}, take {_named(best)}: it kept {gain.mean / whole:.0%} and forgot {_nats(forgot, item)}, "
+        f"{aim}, take {_named(best)}: it kept {_share(gain.mean / whole)} and forgot {_nats(forgot, item)}, "
         f"where plain fine-tuning forgot {lost:.3g}"
     )
     if gain.low is not None and gain.low < keep * whole <= gain.mean:
-        said += f"; over seeds its gain may be as low as {max(gain.low, 0) / whole:.0%}"
+        said += f"; over seeds its gain may be as low as {_share(max(gain.low, 0) / whole)}"
     return f"{said}{_rivals(best, able, 1)}{_seeds(forgot)}."
 
 
@@ -97,6 +97,10 @@ def _worse(best: Setting, other: Setting, seed: int, place: int) -> float:
     """How much worse the other is at one seed: less gain (place 0) or more forgetting (place 1)."""
     mine, theirs = best.points[seed][place], other.points[seed][place]
     return theirs - mine if place else mine - theirs
+
+
+def _share(value: float) -> str:
+    return f"{100 * value:.0f} %"
 
 
 def _named(setting: Setting) -> str:

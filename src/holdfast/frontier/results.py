@@ -100,6 +100,8 @@ def _warnings(
 ) -> Iterable[str]:
     if len(recipe.seeds) == 1:
         yield "One seed: how far results differ between seeds is not known."
+    if len(recipe.seeds) == 2:
+        yield "Two seeds: their intervals are wide; three or more tell ways apart far sooner."
     if (about["source"] or {}).get("path") == "self":
         yield "Forgetting was measured on text that the model sampled itself, not on its original data."
     if recipe.plain is None:

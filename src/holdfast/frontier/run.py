@@ -107,8 +107,7 @@ class Run:
         """Each suggestion has a seed of its own, the same whoever makes it: machines don't suggest the same."""
         from optuna.samplers import TPESampler
 
-        startup = 2 * len(self.recipe.ranged()) * len(self.recipe.seeds)  # before it trusts what it has seen
-        return TPESampler(seed=self.recipe.seeds[0] + number, n_startup_trials=startup, constant_liar=True)
+        return TPESampler(seed=self.recipe.seeds[0] + number, constant_liar=True)
 
     def _start(self, claim: Claim) -> None:
         run = claim.combination
