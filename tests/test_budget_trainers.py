@@ -1,17 +1,12 @@
 """Budgets inside trainers: the same strengths in one process and two, exact resumption, figures in the logs."""
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import budget_worker
 import pytest
 import torch
 import trainer_worker as worker
 from torch.testing import assert_close
 from transformers import TrainerCallback
+from two_processes import in_two
 
 import holdfast
 
@@ -20,16 +15,7 @@ import holdfast
 def table(tmp_path_factory):
     """Processes -> case -> figures."""
     out = tmp_path_factory.mktemp("measured") / "table.json"
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    finished = subprocess.run(
-        [*launcher, str(Path(budget_worker.__file__)), str(out)],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
-    assert finished.returncode == 0, finished.stderr[-4000:]
-    return {1: budget_worker.table(), 2: json.loads(out.read_text())}
+    return {1: budget_worker.table(), 2: in_two(budget_worker.__file__, out)}
 
 
 @pytest.mark.parametrize("way", ["kronecker", "attached"])

@@ -1,9 +1,5 @@
 """Inside trainers: the multiplier is 1, evaluation is untouched, logs are apart, runs resume exactly."""
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +9,7 @@ import torch
 import trainer_worker as worker
 from peft import LoraConfig, get_peft_model
 from transformers import TrainerCallback
+from two_processes import in_two
 
 import holdfast
 from holdfast.penalties.regularizer import Regularizer
@@ -30,16 +27,7 @@ Table = dict[int, dict[str, dict[str, float]]]
 def table(tmp_path_factory: pytest.TempPathFactory) -> Table:
     """Processes -> case -> figures: all cases here, and all of them again in two processes under torchrun."""
     out = tmp_path_factory.mktemp("measured") / "table.json"
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    finished = subprocess.run(
-        [*launcher, str(Path(worker.__file__)), str(out)],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
-    assert finished.returncode == 0, finished.stderr[-4000:]
-    return {1: worker.table(), 2: json.loads(out.read_text())}
+    return {1: worker.table(), 2: in_two(worker.__file__, out)}
 
 
 def check_multiplier(figures: dict[str, float], tolerance: float) -> None:
