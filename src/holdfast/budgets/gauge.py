@@ -148,7 +148,7 @@ class Gauge:
             dist.all_reduce(shared)
             sums = shared.cpu()
         if not bool(torch.isfinite(sums).all()):
-            raise not_finite(self.name, float(sums[:, 0].sum()))
+            raise not_finite(f"{self.name} {when}".strip(), float(sums[:, 0].sum()))
         return sums
 
     def state(self) -> dict[str, Any]:
