@@ -1,8 +1,7 @@
 """`holdfast tune` on the user's own model and data: train, measure both sides, write everything down."""
 
-import shutil
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +10,10 @@ import torch
 from holdfast import catalogue, checkpoints
 from holdfast.anchors.store import Store
 from holdfast.before_after import BeforeAfter
-from holdfast.card import SIGNATURE, write_card
 from holdfast.checkpoints import Run
 from holdfast.data import check_tokenizer
 from holdfast.errors import HoldfastError
-from holdfast.files import output_folder, require_folder, whole_folder, write_json, write_text
+from holdfast.files import output_folder
 from holdfast.holding import Holding
 from holdfast.language_model import load_model, load_tokenizer
 from holdfast.machine import machine, versions
@@ -25,14 +23,12 @@ from holdfast.outcome import caveats, outcome
 from holdfast.penalties.anchored import Anchored
 from holdfast.penalties.regularizer import Regularizer
 from holdfast.recipe import dump
-from holdfast.report import page
 from holdfast.sides import SELF, Side, fingerprint, read_side, sampled_side
 from holdfast.training import Trained, train
 from holdfast.tune_recipe import TuneRecipe
-from holdfast.watching import LIVE_LOG, log_line, moments
+from holdfast.tuned import PRODUCTS, check_destination, save, write_report
 
 Say = Callable[[str], None]
-PRODUCTS = ("adapter", "model")  # folders: what a method with and without an adapter leaves
 
 
 def tune(
@@ -65,60 +61,79 @@ def tune(
         HoldfastError: bad data, a model that can't be loaded, an anchor of another model, another recipe's folder
             to resume in, NaN losses, no space.
     """
-    tuner, holding = catalogue.tuner(recipe.method)(), Holding(recipe, say, store)
+    _check_tuner(recipe)
+    holding = Holding(recipe, say, store)
+    with output_folder(out), noted() as notes:
+        ready = _prepared(recipe, holding, out, resume, say)
+        trained = train(
+            ready.model,
+            ready.sides["target"].rows,
+            recipe.training,
+            penalties=ready.joined,
+            on_measure=ready.measured.now,
+            on_step=on_step,
+            on_log=on_log,
+            quiet=on_step is not None,
+            folder=out,
+            run=ready.run,
+            checkpoint=ready.checkpoint,
+            seed=recipe.seed,
+        )
+        ready.measured.finish()
+        row = _row(recipe, ready.model, holding, ready.penalties, ready.measured, trained)
+        notes += caveats(holding.steered, ready.measured.readings.get("source"), trained.scaled_by)
+        results = _results(recipe, [row], ready.sides, notes)
+        save(ready.model, ready.tokenizer, results, ready.run, out)
+        if report:
+            write_report(results, out, say)
+    return results
+
+
+@dataclass(frozen=True)
+class _Ready:
+    """What a run trains with, as it stands before its first step."""
+
+    model: Any
+    tokenizer: Any
+    sides: dict[str, Any]
+    penalties: list[Regularizer]
+    joined: list[Regularizer]
+    measured: BeforeAfter
+    run: Run
+    checkpoint: Path | None
+
+
+def _prepared(recipe: TuneRecipe, holding: Holding, out: Path, resume: bool, say: Say) -> _Ready:
+    checkpoint = _checkpoint(recipe, out, say) if resume else None
+    base, tokenizer = load_model(recipe.model, recipe.dtype), load_tokenizer(recipe.model)
+    check_tokenizer(tokenizer, base, length=recipe.length)
+    holding.check(base)
+    sides = _sides(recipe, base, tokenizer, say)
+    run = Run(dump(recipe), {name: fingerprint(side) for name, side in sides.items()})
+    if checkpoint is not None:
+        checkpoints.check_data(checkpoint, run.data)
+    holding.measure(base, sides["source"], "weights")
+    text = _distilled(recipe, base, sides["source"])
+    torch.manual_seed(recipe.seed)
+    model = catalogue.tuner(recipe.method)().prepare(base, recipe.targets, recipe.rank, recipe.alpha)
+    for product in PRODUCTS:
+        check_destination(out / product)
+    holding.measure(model, sides["source"], "adapter")
+    run = replace(run, start=holding.start(model))
+    if checkpoint is not None:
+        checkpoints.check_start(checkpoint, run.start)
+    penalties = holding.penalties(model, text)
+    measured = BeforeAfter(model, sides, next(iter(recipe.budgets), None))
+    joined = holding.joined(model, penalties, sides["source"])
+    return _Ready(model, tokenizer, sides, penalties, joined, measured, run, checkpoint)
+
+
+def _check_tuner(recipe: TuneRecipe) -> None:
+    tuner = catalogue.tuner(recipe.method)
     if not tuner.ranked and (key := next(filter(recipe.changed, ("rank", "alpha")), None)):
         raise HoldfastError(
             f"--{key} {getattr(recipe, key)}: --method {recipe.method} has none", remedy="leave it out"
         )
-    with output_folder(out):
-        checkpoint = _checkpoint(recipe, out, say) if resume else None
-        base, tokenizer = load_model(recipe.model, recipe.dtype), load_tokenizer(recipe.model)
-        check_tokenizer(tokenizer, base, length=recipe.length)
-        holding.check(base)
-        with noted() as notes:
-            sides = _sides(recipe, base, tokenizer, say)
-            run = Run(dump(recipe), {name: fingerprint(side) for name, side in sides.items()})
-            if checkpoint is not None:
-                checkpoints.check_data(checkpoint, run.data)
-            holding.measure(base, sides["source"], "weights")
-            text = _distilled(recipe, base, sides["source"])
-            torch.manual_seed(recipe.seed)
-            model = tuner.prepare(base, recipe.targets, recipe.rank, recipe.alpha)
-            kind = "adapter" if hasattr(model, "peft_config") else "model"
-            for product in PRODUCTS:
-                _check_destination(out / product)
-            holding.measure(model, sides["source"], "adapter")
-            run = replace(run, start=holding.start(model))
-            if checkpoint is not None:
-                checkpoints.check_start(checkpoint, run.start)
-            penalties = holding.penalties(model, text)
-            measured = BeforeAfter(model, sides, next(iter(recipe.budgets), None))
-            trained = train(
-                model,
-                sides["target"].rows,
-                recipe.training,
-                penalties=holding.joined(model, penalties, sides["source"]),
-                on_measure=measured.now,
-                on_step=on_step,
-                on_log=on_log,
-                quiet=on_step is not None,
-                folder=out,
-                run=run,
-                checkpoint=checkpoint,
-                seed=recipe.seed,
-            )
-            measured.finish()
-        row = _row(recipe, model, holding, penalties, measured, trained)
-        results = _results(
-            recipe,
-            [row],
-            sides,
-            [*notes, *caveats(holding.steered, measured.readings.get("source"), trained.scaled_by)],
-        )
-        _save(model, tokenizer, results, run, out / kind)
-        if report:
-            write_report(results, out, say)
-    return results
 
 
 def _checkpoint(recipe: TuneRecipe, out: Path, say: Say) -> Path:
@@ -215,43 +230,3 @@ def _results(
         "rows": rows,
         "warnings": caveats,
     }
-
-
-def _check_destination(folder: Path) -> None:
-    """Refuse to replace a folder that is not an earlier run's: the base model itself, for instance."""
-    require_folder(folder)
-    inside = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
-    card = folder / "README.md"
-    if inside and not (card.is_file() and SIGNATURE in card.read_text(encoding="utf-8", errors="replace")):
-        raise HoldfastError(
-            f"{folder} is where the result goes, but it holds other things: {', '.join(inside[:3])}",
-            wanted="a new folder, an empty one, or an earlier result to replace",
-            remedy="choose another --out",
-        )
-
-
-def _save(model: Any, tokenizer: Any, results: dict[str, Any], run: Run, final: Path) -> None:
-    """Adapter or fully tuned model, results and log, each whole or absent; an earlier run's product goes."""
-    out = final.parent
-    with whole_folder(final) as folder:
-        model.save_pretrained(str(folder))
-        tokenizer.save_pretrained(str(folder))
-        write_card(folder / "README.md", results, adapter=hasattr(model, "peft_config"))
-    for other in PRODUCTS:
-        if out / other != final and (out / other).is_dir():
-            shutil.rmtree(out / other)  # of a method of the other kind: the figures beside it would not be its own
-    write_json(out / "results.json", results)
-    write_text(out / "recipe.resolved.yaml", run.recipe)
-    write_text(out / "log.jsonl", "".join(map(log_line, moments(results["rows"][-1]))))
-    (out / LIVE_LOG).unlink(missing_ok=True)
-    (out / "report.html").unlink(missing_ok=True)  # of an earlier run
-
-
-def write_report(results: dict[str, Any], out: Path, say: Say) -> None:
-    """report.html, or a line on what is not installed for it."""
-    try:
-        page.write(results, out / "report.html")
-    except HoldfastError as error:
-        if not isinstance(error.__cause__, ImportError):
-            raise
-        say(f"No report.html: {error}")  # the results are whole without it

@@ -176,7 +176,7 @@ class Run:
         results = written.whole(self.recipe, rows, studies.sides_of(self.queue.study, self.queue.url), failures)
         write_json(self.out / "results.json", results)
         if report:
-            from holdfast.tune import write_report
+            from holdfast.tuned import write_report
 
             write_report(results, self.out, self.watch.say)
         return results
