@@ -106,7 +106,7 @@ REFUSED = {
     "too many": (("--curvature", "kronecker", "--budget", 1, "--budget", 2), ["2 budgets for 1 anchors"]),
     "no forecast": (("--curvature", "identity", "--budget", 1), ["forecasts no forgetting"]),
     "below the noise": (
-        ("--curvature", "kronecker", "--budget", 0.001), ["below what can be", "nats or more", "give at least"]
+        ("--curvature", "kronecker", "--budget", 0.001), ["is below what", "nats or more", "give at least"]
     ),
 }  # fmt: skip
 

@@ -166,7 +166,7 @@ def test_the_card_says_what_is_left_and_keeps_what_was_said(place, anchor, tuned
     assert text.index("fitted with Holdfast") < text.index("## As it came") < text.index("It writes verse.")
     assert f"`{min(row['factors'], key=row['factors'].get)}`" in text
     assert not (tmp_path / "o" / "adapter" / "optimizer.pt").exists()
-    assert "held by what was measured" in done.out
+    assert "steered by what was measured" in done.out
     assert max(map(len, done.out.splitlines())) <= 80
     dearest = max(row["per_layer_unfitted"], key=row["per_layer_unfitted"].get)
     assert dearest in done.out

@@ -116,7 +116,8 @@ def test_a_budget_that_nothing_needs_changes_nothing():
 
 def test_the_forecast_alone_steers_where_nothing_is_measured():
     model = fresh("lora")
-    penalty = Penalty(model, anchor_of("kronecker"), budget=0.05)
+    with pytest.warns(UserWarning, match="the forecast alone steers"):
+        penalty = Penalty(model, anchor_of("kronecker"), budget=0.05)
     penalty.pace(STEPS)
     learn(model, penalty)
     assert 0.5 * 0.05 < penalty.predicted_forgetting <= 0.05
@@ -133,7 +134,7 @@ def test_a_budget_for_each_anchor():
     assert halves[0] <= 0.05
     assert halves[1] <= 0.01
     assert max(halves[0] / 0.05, halves[1] / 0.01) > 0.5
-    assert {"strength", "strength_2", "calibrated_forecast_2"} <= set(penalty.figures())
+    assert {"strength", "strength_2", "penalty"} <= set(penalty.figures())
 
 
 def test_a_step_that_comes_again_changes_nothing():
@@ -189,6 +190,8 @@ def test_states_of_other_budgets_are_refused():
         (lambda model, a: Penalty(model, anchor_of("identity"), budget=0.1), "forecasts no forgetting"),
         (lambda model, a: Replay(model, TAUGHT.batches(2)).keep_within(0.1), "forecasts no forgetting"),
         (lambda model, a: Penalty(model, a).keep_within(0.1, steps=0), "at least 1"),
+        (lambda model, a: Penalty(model, a, 3.0, budget=0.1), "strength=3 beside a budget"),
+        (lambda model, a: Distill(model, TAUGHT.batches(2), 0.5, budget=0.1, progress=False), "weight=0.5 beside"),
     ],
 )
 def test_what_makes_no_budget_is_refused(make, says):

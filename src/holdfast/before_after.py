@@ -10,7 +10,7 @@ from holdfast.budgets.budget import Budget
 from holdfast.budgets.gauge import Gauge, Reading
 from holdfast.sides import MEASURED_ITEMS, Side, limited
 
-BATCH = 8  # rows that are measured at once
+BATCH, CLUSTERS = 8, 8  # rows that are measured at once; batches that a standard error takes
 BOTH = ("source", "target")
 
 
@@ -60,5 +60,6 @@ def finite(error: float) -> float | None:
 
 
 def batches(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """Rows as batches to measure on."""
-    return [collate(rows[i : i + BATCH]) for i in range(0, len(rows), BATCH)]
+    """Rows as batches to measure on, enough of them for a standard error."""
+    size = max(1, min(BATCH, len(rows) // CLUSTERS))
+    return [collate(rows[i : i + size]) for i in range(0, len(rows), size)]

@@ -22,6 +22,7 @@ from holdfast.noted import noted
 from holdfast.sides import SELF, Side, limited, read_side, sampled_side
 
 SIDES = ("source", "target")
+NOTHING = 0.1  # of every layer's shift: what was learned is gone
 Readings = dict[str, Reading]
 
 
@@ -158,7 +159,14 @@ def _row(recipe: FitRecipe, came: product.Came, fitted: Fitted, forecasts: bool)
 def _caveats(recipe: FitRecipe, budget: Budget, fitted: Fitted, row: Mapping[str, Any]) -> list[str]:
     found = []
     if not fitted.changed:
-        found.append(f"The adapter was inside its budget of {fitted.budget} as it came: it was copied, not changed.")
+        by = "" if recipe.source is not None else ", as the forecast has it"
+        found.append(
+            f"The adapter was inside its budget of {fitted.budget} as it came{by}: it was copied, not changed."
+        )
+    elif max(fitted.factors.values()) < NOTHING:
+        found.append(
+            f"Next to nothing of the adapter is left: at most {max(fitted.factors.values()):.1%} of any layer."
+        )
     if recipe.source is None:
         found.append(
             "No source data was named: the anchor's forecast alone decided, and forecasts are low (a Kronecker anchor "

@@ -37,7 +37,10 @@ def caveats(term: Regularizer | None, measured: Reading | None, scaled_by: float
     steering, said = term.steerings[0], []
     limit, unit = steering.controller.limit, steering.budget.unit
     if steering.gauge is None:
-        said.append("The forecast alone steered the budget; nothing was measured while training.")
+        said.append(
+            "The forecast alone steered the budget; nothing was measured while training, and forecasts are low: what "
+            "is forgotten may be several times the budget."
+        )
     if scaled_by < 1:
         said.append(f"Training ended over the budget; the shift was scaled to {scaled_by:.0%} to get inside it.")
     if measured is not None and len(term.steerings) == 1 and measured.amount > OVER * limit:

@@ -105,6 +105,11 @@ class TuneRecipe(Settings):
         if not self.distill and self.changed("distill_from"):
             raise ValueError(f"distill_from={self.distill_from} is of distillation: pass --distill WEIGHT")
         if self.distill > 0 and self.source is None and self.distill_from == "source":
+            if self.budget:
+                raise ValueError(
+                    f"budget={', '.join(self.budget)} takes something to hold on by: --anchor DIR, or --source DATA "
+                    "(or self), on which it then distils"
+                )
             raise ValueError("distillation needs --source DATA, or --source self for text sampled from the model")
         if self.curvature is None and (key := next(filter(self.changed, MEASURING), None)):
             raise ValueError(

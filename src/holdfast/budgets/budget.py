@@ -88,7 +88,7 @@ class Budget:
     def words(self, before: float | None = None) -> str:
         """The budget as a reader meets it, with its nats where it is a share."""
         if self.unit == "points":
-            return f"{self.amount:g} points of accuracy"
+            return f"{self.amount:g} point{'' if self.amount == 1 else 's'} of accuracy"
         if self.of == "nats":
             return f"{self.amount:g} nats per item"
         nats = "" if self.of == "loss" and not before else f", {self.limit(before):.3g} nats per item"

@@ -217,14 +217,15 @@ def check_measurable(budget: Budget | None, loss: float, items: int, name: str) 
         return
     if certain >= BLIND:
         warnings.warn(
-            f"{items:,} source items measure a budget of {budget.words(loss)} to about {(2 / certain) ** 0.5:.0%}; "
-            f"{math.ceil(items * BLURRED / certain):,} would to 20%",
+            f"{items:,} items of the {name} data measure a budget of {budget.words(loss)} to about "
+            f"{(2 / certain) ** 0.5:.0%}; {math.ceil(items * BLURRED / certain):,} would to 20%",
             stacklevel=2,
         )
         return
-    least = BLURRED / certain * limit
+    half, fifth = (share / certain * limit for share in (BLIND, BLURRED))
     raise HoldfastError(
-        f"a budget of {budget.words(loss)} is below what can be measured with {items:,} source items",
-        wanted=f"a budget of {least:.2g} {budget.unit} or more (measured to a fifth), or more source data",
-        remedy=f"give at least {math.ceil(items * BLURRED / certain):,} items to measure on",
+        f"a budget of {budget.words(loss)} is below what {items:,} items of the {name} data can measure",
+        wanted=f"a budget of {half:.2g} {budget.unit} or more (measured to a half; {fifth:.2g}: to a fifth)",
+        remedy=f"give at least {math.ceil(items * BLIND / certain):,} items to measure on: more source data, or a "
+        "larger part of it (--set held_out=SHARE, --set steering=SHARE)",
     )

@@ -107,7 +107,7 @@ class Steering:
     def report(self) -> dict[str, float]:
         """What to log: the strength, the corrected forecast, and what was measured since the last time."""
         figures = {"strength": self.strength}
-        if (expected := self.expected()) is not None:
+        if self.gauge is not None and (expected := self.expected()) is not None:
             figures["calibrated_forecast"] = expected
         if self.fresh and self.reading is not None:
             figures["measured_forgetting"] = self.reading.amount

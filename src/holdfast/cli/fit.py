@@ -117,7 +117,7 @@ def _print(row: dict[str, Any]) -> None:
     unit = "; points of accuracy forgotten" if row["budget_unit"] == "points" else ""
     print_table(f"losses in nats per token{unit}", ["", "base", "as it came", "fitted"], lines, right=1)
     by = "what was measured" if row["steered_by"] == "measurement" else "the forecast alone"
-    console.print(f"budget {row['budget_words']}; held by {by}", highlight=False, soft_wrap=True)
+    console.print(f"budget {row['budget_words']}; steered by {by}", highlight=False, soft_wrap=True)
 
 
 def _with_error(row: dict[str, Any]) -> str:

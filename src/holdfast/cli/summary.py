@@ -62,7 +62,9 @@ def _what(row: dict[str, Any]) -> str:
     if row["penalty"] == "none":
         return f"{row['method']} without holding on"
     held = f"{row['method']} held on by {row['penalty']}"
-    return f"{held} at strength {row['strength']:g}" if row.get("strength") is not None else f"{held} within a budget"
+    if row.get("strength") is not None:
+        return f"{held} at strength {row['strength']:g}"
+    return f"{held} within a {'forecast' if row.get('steered_by') == 'forecast' else 'budget'}"
 
 
 def _budget(row: dict[str, Any]) -> list[str]:
@@ -73,7 +75,8 @@ def _budget(row: dict[str, Any]) -> list[str]:
     error = row.get("forgetting_error")
     said = [f"budget {row['budget_words']}"]
     if forecast is not None:
-        said.append(f"forecast {forecast:.3g} {unit}, steered by {row['steered_by']}")
+        kind = "forecast, uncorrected," if row["steered_by"] == "forecast" else "expected from its measurements"
+        said.append(f"{kind} {forecast:.3g} {unit}")
     if measured is not None:
         spread = "" if error is None else f" (± {error:.1g})"
         said.append(f"measured {measured:.3g}{spread} {unit} on data that steered nothing")

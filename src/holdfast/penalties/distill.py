@@ -12,7 +12,7 @@ from holdfast.layers import device_of
 from holdfast.likelihood import ForwardLoss, Items
 from holdfast.likelihoods.batches import is_headless
 from holdfast.likelihoods.likelihood import Comparable
-from holdfast.penalties.regularizer import Accepted, Handle, Regularizer
+from holdfast.penalties.regularizer import Accepted, Handle, Regularizer, check_alone
 from holdfast.penalties.source import SourceRows, check_counts
 from holdfast.pretrained import check_base, teaching
 from holdfast.progress import track
@@ -95,6 +95,7 @@ class Distill(Regularizer):
         self._cache = None if top_k is None else self._cached(top_k, progress)
         self._recent: deque[float] = deque(maxlen=REMEMBERED)
         if budget is not None:
+            check_alone("weight", weight, 0.3)
             self.keep_within(budget)
 
     def __repr__(self) -> str:

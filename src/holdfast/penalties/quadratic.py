@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from holdfast.anchor import Anchor
 from holdfast.errors import HoldfastError
 from holdfast.penalties.anchored import Anchored, check_number
-from holdfast.penalties.regularizer import Accepted
+from holdfast.penalties.regularizer import Accepted, check_alone
 
 
 class Penalty(Anchored):
@@ -63,6 +63,7 @@ class Penalty(Anchored):
             )
 
         if budget is not None:
+            check_alone("strength", strength, 1.0)
             self.keep_within(budget)
 
     def __call__(self) -> Tensor:
