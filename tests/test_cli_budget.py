@@ -36,7 +36,7 @@ def test_a_budget_its_forecast_and_what_was_measured(place, tmp_path):  # noqa: 
     assert any("target_loss" in moment for moment in moments)
     resolved = yaml.safe_load((tmp_path / "recipe.resolved.yaml").read_text())
     assert resolved["budget"] == ["2"]
-    assert "within a budget of 2 nats per item" in (tmp_path / "adapter" / "README.md").read_text()
+    assert "Held to a budget (2 nats per item)" in (tmp_path / "adapter" / "README.md").read_text()
 
 
 @pytest.mark.parametrize(

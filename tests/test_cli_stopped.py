@@ -101,7 +101,7 @@ def test_interrupts(place, anchor, tmp_path, monkeypatch):  # noqa: F811
     handler = signal.getsignal(signal.SIGINT)  # a job in the background starts with the signal ignored
     before = seeded(tmp_path / "out")
     with monkeypatch.context() as patched:
-        patched.setattr("holdfast.tune.write_card", stop)
+        patched.setattr("holdfast.tuned.write_card", stop)
         message = refused(
             *tune(place, tmp_path / "out"), status=130, says=["interrupted (SIGINT)", "nothing half-written"]
         )

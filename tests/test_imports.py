@@ -59,6 +59,7 @@ ALLOWED = {
         "sides",
         "tune",
         "tune_recipe",
+        "tuned",
     },
     "penalties": {
         "penalties",
