@@ -5,6 +5,7 @@ from typing import Any
 from holdfast.budgets.gauge import Reading
 from holdfast.penalties.regularizer import Regularizer
 
+MUCH = 0.95  # of the shift: what is scaled further back has lost some of what was learned
 OVER = 1.25  # of the budget: beyond that the result says so
 
 
@@ -41,7 +42,7 @@ def caveats(term: Regularizer | None, measured: Reading | None, scaled_by: float
             "The forecast alone steered the budget; nothing was measured while training, and forecasts are low: what "
             "is forgotten may be several times the budget."
         )
-    if scaled_by < 1:
+    if scaled_by < MUCH:
         said.append(f"Training ended over the budget; the shift was scaled to {scaled_by:.0%} to get inside it.")
     if measured is not None and len(term.steerings) == 1 and measured.amount > OVER * limit:
         said.append(
