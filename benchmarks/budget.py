@@ -1,7 +1,7 @@
 """Is a budget held, and what does holding it cost in learning?
 
     python benchmarks/budget.py --json benchmarks/results/budget.json
-    python benchmarks/budget.py --gsm8k DIR --steps 40 --json benchmarks/results/budget-gsm8k.json
+    python benchmarks/budget.py --gsm8k DIR --steps 40 --seeds 2 --json benchmarks/results/budget-gsm8k.json
 
 The shipped model learns the demo's Python code (or GSM8K's answers) and is held by a Kronecker anchor, or by
 distillation on its own text (one seed), within 0.01, 0.03, 0.1 and 0.3 nats per token: LoRA of rank 8 and full fine-
@@ -44,7 +44,6 @@ STRENGTHS = {
     ("distill, own text", "lora"): (0.1, 0.3, 1.0, 3.0, 10.0, 30.0),
 }
 SEEDS = {"distill, own text": 1}  # at most, where not all; none for GSM8K
-GSM8K_STRENGTHS = 0.25  # of those for code
 KEPT = (
     "budget", "calibrated_forecast", "predicted_forgetting", "final_strength", "scaled_by", "strength", "seconds",
     "source_before", "source_after", "target_before", "target_after",
@@ -79,7 +78,6 @@ def arguments() -> argparse.Namespace:
 
 def holds(options: argparse.Namespace, seed: int) -> list[tuple[str, Hold]]:
     """The budgets, the fixed strengths, and plain fine-tuning of each method."""
-    share = GSM8K_STRENGTHS if options.gsm8k else 1.0
     found = []
     for method, rate in RATES.items():
         same = {"method": method, "learning_rate": rate}
@@ -93,7 +91,7 @@ def holds(options: argparse.Namespace, seed: int) -> list[tuple[str, Hold]]:
             name = f"{way}, {method}"
             found += [(name, Hold(**{**keys, **cheap, **same, "budget": f"{budget:g}"})) for budget in options.budgets]
             for strength in STRENGTHS[way, method]:
-                weight = {"distill" if "distill" in keys else "strength": share * strength}
+                weight = {"distill" if "distill" in keys else "strength": strength}
                 found.append((name, Hold(**{**keys, **cheap, **same, **weight})))
     return found
 

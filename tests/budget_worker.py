@@ -95,4 +95,4 @@ if __name__ == "__main__":
     if dist.get_rank() == 0:
         Path(sys.argv[1]).write_text(json.dumps(measured))
     dist.barrier()
-    dist.destroy_process_group()
+    os._exit(0)  # as in `trainer_worker`
