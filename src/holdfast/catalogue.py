@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cache
 
 from holdfast.curvature.curvature import Curvature
-from holdfast.errors import HoldfastError, closest
+from holdfast.errors import look_up
 from holdfast.penalties.regularizer import Regularizer
 from holdfast.shifts.shift import Shift
 from holdfast.tuners.tuner import Tuner
@@ -56,15 +56,7 @@ def find(room: str, name: str) -> type:
     Raises:
         HoldfastError: when there is none; the message lists the closest names.
     """
-    known = _room(room)
-    if name not in known:
-        near = closest(name, known)
-        raise HoldfastError(
-            f"no {room} is called {name!r}",
-            wanted=f"one of {', '.join(known)}",
-            remedy=f"did you mean {near}?" if near else "see `holdfast methods`",
-        )
-    return known[name]
+    return look_up(room, name, _room(room), "see `holdfast methods`")
 
 
 def curvature(kind: str) -> type[Curvature]:

@@ -1,7 +1,10 @@
 """The one error users see: what was got, what was wanted, the likely causes and the remedy."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import TypeVar
+
+Known = TypeVar("Known")
 
 
 class HoldfastError(ValueError):
@@ -31,3 +34,25 @@ def closest(name: str, known: Iterable[str], count: int = 5) -> str:
         leaves = {full.rsplit(".", 1)[-1]: None for full in known}
         near = difflib.get_close_matches(name.rsplit(".", 1)[-1], list(leaves), n=count, cutoff=0.4)
     return ", ".join(near)
+
+
+def look_up(what: str, name: str, known: Mapping[str, Known], otherwise: str = "") -> Known:
+    """What is known by a name.
+
+    Args:
+        what: such names are of, for the error.
+        name: asked for.
+        known: name -> what it stands for.
+        otherwise: the remedy where no name is near.
+
+    Raises:
+        HoldfastError: there is none; the message lists the closest names.
+    """
+    if name not in known:
+        near = closest(name, known)
+        raise HoldfastError(
+            f"no {what} is called {name!r}",
+            wanted=f"one of {', '.join(known)}",
+            remedy=f"did you mean {near}?" if near else otherwise,
+        )
+    return known[name]

@@ -16,10 +16,10 @@ from holdfast.fit_card import SIGNATURE, write_card
 from holdfast.fitting.refusals import unknown_price
 from holdfast.language_model import check_adapter, is_model, load_adapter, load_model
 from holdfast.targets import base_layers
+from holdfast.tuned import PRODUCTS, drop_other, signed
 
 CONFIG = "adapter_config.json"
 CARD = "README.md"
-PRODUCTS = ("adapter", "model")
 RESULTS = "results.json"
 WEIGHTS = ("*.safetensors", "*.bin", "*.index.json")
 LEFT_BEHIND = ("optimizer.*", "scheduler.*", "rng_state*", "scaler.*", "trainer_state.json", "training_args.bin")
@@ -98,7 +98,7 @@ def check_destination(out: Path, adapter: Path) -> None:
         )
     inside = sorted(path.name for path in out.iterdir() if not path.name.startswith(".")) if out.is_dir() else []
     strange = [name for name in inside if name not in (*PRODUCTS, RESULTS)]
-    foreign = [name for name in PRODUCTS if name in inside and not _is_ours(out / name)]
+    foreign = [name for name in PRODUCTS if name in inside and not signed(out / name, SIGNATURE)]
     if RESULTS in inside and not (set(inside) & set(PRODUCTS)):
         strange.append(RESULTS)
     if strange or foreign:
@@ -121,9 +121,7 @@ def save(model: Any | None, came: Came, results: dict[str, Any], out: Path) -> N
         if model is not None:
             _save_weights(model, came, folder)
         write_card(folder / CARD, results, came.folder / CARD)
-    for other in PRODUCTS:
-        if out / other != final and (out / other).is_dir():
-            shutil.rmtree(out / other)  # of an earlier fit of the other kind
+    drop_other(final)
     write_json(out / RESULTS, results)
 
 
@@ -139,11 +137,6 @@ def _files(folder: Path, *, with_weights: bool) -> list[Path]:
     """The files of an adapter or a model, without what an unfinished training left beside them."""
     left = (*LEFT_BEHIND, CARD, *(() if with_weights else WEIGHTS))
     return [path for path in sorted(folder.iterdir()) if path.is_file() and not any(map(path.match, left))]
-
-
-def _is_ours(folder: Path) -> bool:
-    card = folder / CARD
-    return card.is_file() and SIGNATURE in card.read_text(encoding="utf-8", errors="replace")
 
 
 def _check_tensors(folder: Path, base: Any) -> None:

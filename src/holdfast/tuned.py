@@ -19,8 +19,7 @@ def check_destination(folder: Path) -> None:
     """Refuse to replace a folder that is not an earlier run's: the base model itself, for instance."""
     require_folder(folder)
     inside = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
-    card = folder / "README.md"
-    if inside and not (card.is_file() and SIGNATURE in card.read_text(encoding="utf-8", errors="replace")):
+    if inside and not signed(folder, SIGNATURE):
         raise HoldfastError(
             f"{folder} is where the result goes, but it holds other things: {', '.join(inside[:3])}",
             wanted="a new folder, an empty one, or an earlier result to replace",
@@ -36,9 +35,7 @@ def save(model: Any, tokenizer: Any, results: dict[str, Any], run: Run, out: Pat
         model.save_pretrained(str(folder))
         tokenizer.save_pretrained(str(folder))
         write_card(folder / "README.md", results, adapter=adapter)
-    for other in PRODUCTS:
-        if out / other != final and (out / other).is_dir():
-            shutil.rmtree(out / other)  # of a method of the other kind: the figures beside it would not be its own
+    drop_other(final)
     write_json(out / "results.json", results)
     write_text(out / "recipe.resolved.yaml", run.recipe)
     write_text(out / "log.jsonl", "".join(map(log_line, moments(results["rows"][-1]))))
@@ -54,3 +51,16 @@ def write_report(results: dict[str, Any], out: Path, say: Callable[[str], None])
         if not isinstance(error.__cause__, ImportError):
             raise
         say(f"No report.html: {error}")  # the results are whole without it
+
+
+def signed(folder: Path, signature: str) -> bool:
+    """Whether the model card in a folder says that Holdfast wrote it."""
+    card = folder / "README.md"
+    return card.is_file() and signature in card.read_text(encoding="utf-8", errors="replace")
+
+
+def drop_other(final: Path) -> None:
+    """Remove an earlier product of the other kind: the figures beside it would not be its own."""
+    for name in PRODUCTS:
+        if name != final.name and (final.parent / name).is_dir():
+            shutil.rmtree(final.parent / name)

@@ -48,7 +48,7 @@ def settle(parameters: Sequence[nn.Parameter], start: Sequence[Tensor], excess: 
             break
         if inside[1] > 0:
             power = max(math.log(outside[1] / inside[1]) / math.log(outside[0] / inside[0]), 0.5)
-    if over > 1 or share != inside[0]:
+    if over > 1:
         _place(parameters, start, end, inside[0])
         excess()
     return inside[0]

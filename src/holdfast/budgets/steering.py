@@ -51,7 +51,6 @@ class Steering:
         self.steps, self.looks, self.haste = steps, looks, haste
         self.last = -1  # the last step that it was turned at
         self.looked_at = 0.0  # the forecast at the last measurement
-        self.strength = 0.0
         self.reading: Reading | None = None
         self.fresh = False  # whether the reading has not been reported yet
         self._controller: Controller | None = None
@@ -81,8 +80,7 @@ class Steering:
             self.reading, self.fresh = self.gauge.look(), True
             self.looked_at = forecast
             controller.calibrate(forecast, self.reading.amount, self.gauge.uncertainty(self.reading))
-        self.strength = controller.strength(forecast)
-        self.turn_to(self.strength)
+        self.turn_to(controller.strength(forecast))
 
     def _due(self, step: int, forecast: float) -> bool:
         """Every so many steps; before that whenever the forecast has doubled, from where it begins to matter."""
@@ -91,6 +89,11 @@ class Steering:
         every = max(1, self.controller.steps // self.looks)
         matters = forecast * max(self.controller.correction, 1.0) > EARLY * self.controller.limit
         return step % every == 0 or (matters and forecast > 2 * self.looked_at)
+
+    @property
+    def strength(self) -> float:
+        """The last one that was set."""
+        return self.controller.applied
 
     def expected(self) -> float | None:
         """The forecast in the budget's unit, corrected by what was measured."""
@@ -121,7 +124,6 @@ class Steering:
             "gauge": None if self.gauge is None else self.gauge.state(),
             "last": self.last,
             "looked_at": self.looked_at,
-            "strength": self.strength,
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -138,5 +140,5 @@ class Steering:
         if self.gauge is not None:
             self.gauge.restore(state["gauge"])
         self.controller.restore(state["controller"])
-        self.last, self.looked_at, self.strength = state["last"], state["looked_at"], state["strength"]
+        self.last, self.looked_at = state["last"], state["looked_at"]
         self.turn_to(self.strength)

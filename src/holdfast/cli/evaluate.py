@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Annotated
 
 from holdfast.cli.options import (
-    DATA,
     DTYPES,
+    Completion,
     Prompt,
     SourceCompletion,
     SourcePrompt,
@@ -36,9 +36,7 @@ def evaluate(
     source_completion: SourceCompletion = None,
     text: Text = None,
     prompt: Prompt = None,
-    completion: Annotated[
-        str | None, option("Column of completions; only they are scored.", "NAME", DATA, "--completion-column")
-    ] = None,
+    completion: Completion = None,
     as_json: Annotated[bool, flag("--json", "Print results.json on standard output.")] = False,
 ) -> None:
     """Measure what a model, with and without an adapter, knows of old and new data.

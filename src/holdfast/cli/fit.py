@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from holdfast.cli.options import (
-    DATA,
     DTYPES,
+    Completion,
     Prompt,
     SourceCompletion,
     SourcePrompt,
@@ -53,9 +53,7 @@ def fit(
     source_completion: SourceCompletion = None,
     text: Text = None,
     prompt: Prompt = None,
-    completion: Annotated[
-        str | None, option("Column of completions; only they are scored.", "NAME", DATA, "--completion-column")
-    ] = None,
+    completion: Completion = None,
     as_json: Annotated[bool, flag("--json", "Print results.json on standard output.")] = False,
 ) -> None:
     """Shrink a finished adapter, anyone's, into a forgetting budget: in closed form, without training.

@@ -52,3 +52,4 @@ SourcePrompt = Annotated[str | None, _column("Column of the source's prompts.", 
 SourceCompletion = Annotated[
     str | None, _column("Column of its completions; only they are scored.", "--source-completion-column")
 ]
+Completion = Annotated[str | None, _column("Column of completions; only they are scored.", "--completion-column")]

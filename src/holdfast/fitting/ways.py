@@ -1,6 +1,6 @@
 """The ways to fit by their names."""
 
-from holdfast.errors import HoldfastError, closest
+from holdfast.errors import look_up
 from holdfast.fitting.layers import Layers
 from holdfast.fitting.project import Project
 from holdfast.fitting.scale import Scale
@@ -15,11 +15,4 @@ def way(name: str) -> type[Way]:
     Raises:
         HoldfastError: there is none.
     """
-    if name not in WAYS:
-        near = closest(name, WAYS)
-        raise HoldfastError(
-            f"no way to fit is called {name!r}",
-            wanted=f"one of {', '.join(WAYS)}",
-            remedy=f"did you mean {near}?" if near else "",
-        )
-    return WAYS[name]
+    return look_up("way to fit", name, WAYS)
