@@ -37,6 +37,7 @@ ALLOWED = {
     "parts": {"curvature", "layers", "targets", "errors"},
     "fingerprint": set(),
     "curvature": {"curvature", "factors", "rows", "errors"},
+    "adapters": {"adapters", "layers", "targets", "errors"},
     "shifts": {"shifts", "layers", "targets", "errors"},
     "tuners": {"tuners", "layers", "targets", "errors"},
     "tasks": {"tasks", "errors"},

@@ -1,0 +1,1 @@
+"""PEFT methods that PEFT lacks, registered so that all of PEFT works with them."""
