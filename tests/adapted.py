@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from holdfast import catalogue
 from holdfast.targets import base_layers, select
+from holdfast.tuners.options import chosen
 
 RANK, ALPHA = 2, 3
 # PEFT offers PiSSA for linear layers alone.
@@ -45,10 +46,12 @@ def pissa(network: Network, model: nn.Module) -> PeftModel:
 
 
 def _tuned(name: str) -> Callable[[Network, nn.Module], nn.Module]:
-    return lambda network, model: catalogue.tuner(name)().prepare(model, network.targets, RANK, ALPHA)
+    tuner = catalogue.tuner(name)
+    top = {"rank": RANK, "alpha": ALPHA} if tuner.size == "rank" else {}
+    return lambda network, model: chosen(tuner, {}, **top).prepare(model, network.targets)
 
 
-FLAVOURS = {name: _tuned(name) for name in catalogue.names("tuner")}
+FLAVOURS = {name: _tuned(name) for name in catalogue.names("tuner") if catalogue.tuner(name).shifts}
 FLAVOURS |= {"patterns": patterns, "two": two, "pissa": pissa}
 CASES = [
     (flavour, network)

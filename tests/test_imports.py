@@ -39,7 +39,7 @@ ALLOWED = {
     "curvature": {"curvature", "factors", "rows", "errors"},
     "adapters": {"adapters", "layers", "targets", "errors"},
     "shifts": {"shifts", "layers", "targets", "errors"},
-    "tuners": {"tuners", "layers", "targets", "errors"},
+    "tuners": {"tuners", "recipe", "targets", "errors"},
     "tasks": {"tasks", "errors"},
     "budgets": {"budgets", "batches", "evaluation", "likelihood", "layers", "pretrained", "progress", "errors"},
     "frontier": {
@@ -61,6 +61,7 @@ ALLOWED = {
         "tune",
         "tune_recipe",
         "tuned",
+        "tuning_method",
     },
     "penalties": {
         "penalties",

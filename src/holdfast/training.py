@@ -46,6 +46,7 @@ def train(
     settings: TrainingSettings,
     *,
     penalties: Sequence[Regularizer] = (),
+    callbacks: Sequence[TrainerCallback] = (),
     folder: Path | None = None,
     run: Run | None = None,
     checkpoint: Path | None = None,
@@ -62,6 +63,7 @@ def train(
         rows: token ids and labels; batches are drawn from them in an order given by the seed.
         settings: steps, batch, learning rate and the like.
         penalties: added once per optimizer step.
+        callbacks: what the method wants called while it trains.
         folder: where `checkpoints/` and the live log go; None keeps nothing.
         run: what its checkpoints say that they belong to; None writes no checkpoints.
         checkpoint: go on from there, to the same result as an uninterrupted run.
@@ -80,7 +82,9 @@ def train(
     set_seed(seed)
     watch = Watch(folder, run, checkpoint, settings.eval_steps, on_step=on_step, on_measure=on_measure, on_log=on_log)
     holds = HoldfastCallback(*penalties) if penalties else None
-    trainer = _trainer(model, rows, _settings(settings, folder if run is not None else None, seed), [watch])
+    trainer = _trainer(
+        model, rows, _settings(settings, folder if run is not None else None, seed), [*callbacks, watch]
+    )
     if holds is not None:
         trainer.callback_handler.callbacks.insert(0, holds)  # before the trackers, which log what they see
     reset_peak_memory()

@@ -97,17 +97,18 @@ def check(recipes: Sequence[dict[str, Any]]) -> dict[str, Any]:
     Raises:
         HoldfastError: see `holdfast.tune.tune`.
     """
-    from holdfast import catalogue
     from holdfast.data import check_tokenizer
     from holdfast.holding import Holding
     from holdfast.language_model import load_model, load_tokenizer
     from holdfast.sides import SELF, fingerprint, read_side
+    from holdfast.tuning_method import check_held, tuner_of
 
     settings = [validate(TuneRecipe, values) for values in recipes]
     holdings = []
     for recipe in settings:
-        catalogue.tuner(recipe.method)
+        tuner = tuner_of(recipe)
         holdings.append(Holding(recipe, lambda line: None))
+        check_held(tuner, recipe, holdings[-1])
     first = settings[0]
     model, tokenizer = load_model(first.model, first.dtype), load_tokenizer(first.model)
     check_tokenizer(tokenizer, model, length=first.length)
