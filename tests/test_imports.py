@@ -39,6 +39,7 @@ ALLOWED = {
     "curvature": {"curvature", "factors", "rows", "errors"},
     "adapters": {"adapters", "layers", "targets", "errors"},
     "shifts": {"shifts", "layers", "targets", "errors"},
+    "sift": {"sift", "adapters", "layers", "pretrained", "targets", "fingerprint", "errors"},
     "tuners": {"tuners", "layers", "targets", "errors"},
     "tasks": {"tasks", "errors"},
     "budgets": {"budgets", "batches", "evaluation", "likelihood", "layers", "pretrained", "progress", "errors"},
