@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch.utils.data import IterableDataset
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from holdfast.batches import batches_of
@@ -107,9 +108,9 @@ class SiftCallback(TrainerCallback):
             ]
 
     def _check_source(self, loader: Any) -> None:
-        if self.batches is None and not hasattr(getattr(loader, "dataset", None), "__getitem__"):
+        dataset = getattr(loader, "dataset", None)
+        if self.batches is None and (isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__")):
             raise HoldfastError(
                 "the training data is a stream, which has no rows to draw from",
                 remedy="SiftCallback(batches=[...]), some batches to choose entries on",
             )
-

@@ -87,7 +87,7 @@ class Gradients:
                 said = self.reader.read(to_device(batch, device))
                 loss = said.loss() / max(1, said.items)
                 if not bool(torch.isfinite(loss)):
-                    raise not_finite("a batch to choose entries on", float(loss))
+                    raise not_finite("a batch to choose entries on", float(loss.detach()))
                 for one in sums.values():
                     one.items = said.items
                 if said.items and loss.requires_grad:  # else none of the group is used

@@ -16,10 +16,10 @@ from holdfast.errors import HoldfastError
 from holdfast.likelihood import ForwardLoss
 from holdfast.measuring.ranks import Ranks
 from holdfast.pretrained import check_whole
-from holdfast.sift.picking import Picked, pick
 from holdfast.sift.config import SiftConfig
 from holdfast.sift.finding import Found, entries_of
 from holdfast.sift.gradients import Gradients
+from holdfast.sift.picking import Picked, pick
 from holdfast.sift.scores import score_of
 
 ACCUMULATOR_MB = 1024
@@ -164,7 +164,7 @@ def captured(several: list[Picked]) -> float | None:
 def resized() -> HoldfastError:
     """The error for a choice across tensors that comes too late."""
     return HoldfastError(
-        "scope 'global' decides how many entries each tensor trains, and DistributedDataParallel has already sized them",
+        "scope 'global' decides how many entries a tensor trains, and DistributedDataParallel has already sized them",
         remedy="call holdfast.sift.selection.select(model, batches) on every rank before the model is wrapped (before "
         "trainer.train()), or take scope 'tensor'",
     )
