@@ -61,7 +61,7 @@ class Entries(nn.Module):
         self.observer: Callable[[Tensor], None] | None = None
         self.chooser: Chooser | None = None
         self.chosen = False
-        self._noted: int | None = None
+        self._noted: tuple[int, ...] | None = None
         LIVE.add(self)
 
     def increments(self) -> Tensor:
@@ -103,8 +103,8 @@ class Entries(nn.Module):
 
     def resize(self, count: int) -> None:
         """Another k, before anything is chosen."""
-        values, origin = self.values.detach().new_zeros(count), self.origin.new_zeros(count)
-        self._set(self.indices.new_full((count,), -1), values, origin)
+        values = torch.zeros(count, dtype=self.values.dtype, device=self.origin.device)
+        self._set(self.indices.new_full((count,), -1), values, self.origin.new_zeros(count))
 
     def write(self) -> None:
         """Put the values into the tensor, in place."""
@@ -117,16 +117,23 @@ class Entries(nn.Module):
     @property
     def fresh(self) -> bool:
         """Whether the values are those last written."""
-        return self._noted == self.values._version
+        return self._noted == self._mark()
 
     def note(self) -> None:
         """The values are in the tensor now."""
-        self._noted = self.values._version
+        self._noted = self._mark()
+
+    def changed(self) -> None:
+        """The values are not those last written, whatever their version counter says."""
+        self._noted = None
+
+    def _mark(self) -> tuple[int, ...]:
+        return id(self.values), self.values.data_ptr(), self.values._version
 
     def _set(self, indices: Tensor, values: Tensor, origin: Tensor) -> None:
         """Take over; the parameter stays the same object, for an optimizer may hold it."""
-        if self.values.is_meta:  # PEFT's low_cpu_mem_usage, before loading
-            self.values = nn.Parameter(values, self.values.requires_grad)
+        if self.values.is_meta:  # PEFT's low_cpu_mem_usage makes every parameter so that is registered under it
+            self._parameters["values"] = nn.Parameter(values, self.values.requires_grad)
         elif values.shape == self.values.shape:
             with torch.no_grad():
                 self.values.copy_(values)
@@ -193,6 +200,7 @@ class Entries(nn.Module):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
+        self._noted = None  # of another object
         LIVE.add(self)
 
 

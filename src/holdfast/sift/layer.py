@@ -162,8 +162,7 @@ class SiftLayer(nn.Module, BaseTunerLayer):
         if merge:
             self.merge(safe_merge=safe_merge, adapter_names=adapter_names)
         for place in self.places.values():
-            if not merge:
-                place.show([])
+            place.show(self.merged_adapters if merge else [])
             place.leave()
         return self.base_layer
 

@@ -22,5 +22,8 @@ def _stepped(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
     if not LIVE:
         return
     stepped = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-    for place in {id(e.place): e.place for e in list(LIVE) if id(e.values) in stepped}.values():
-        place.settle()
+    moved = [entries for entries in list(LIVE) if id(entries.values) in stepped]
+    for entries in moved:
+        entries.changed()  # fused optimizers leave the version counter alone
+    for entries in moved:
+        entries.place.settle()
