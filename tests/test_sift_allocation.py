@@ -154,5 +154,5 @@ def test_a_function_that_scores_badly_is_refused(function, says):
 
 
 def test_a_misspelt_score_is_answered_with_the_names():
-    with pytest.raises(HoldfastError, match="magnitude-low.*\n.*did you mean gradient"):
+    with pytest.raises(HoldfastError, match=r"magnitude-low.*\n.*did you mean gradient"):
         score_of("gradeint")

@@ -69,7 +69,7 @@ def top_rows(matrix: Tensor, count: int) -> Tensor:
         matrix: (rows, columns), a view of scores that are stored as the weight is: its strides tell where.
         count: of entries in all rows together.
     """
-    rows, columns = matrix.shape
+    rows = len(matrix)
     each, over = divmod(count, rows)
     extra = torch.zeros(rows, dtype=torch.int64, device=matrix.device)
     if over:
@@ -129,7 +129,7 @@ class Competition:
         if not (0.0 <= floor <= ceiling <= 1.0 and lowest <= entries <= highest):
             raise HoldfastError(
                 f"{entries:,} entries with at least {floor:.3%} and at most {ceiling:.3%} of each tensor",
-                wanted=f"between {lowest:,} and {highest:,} entries under these bounds, and 0 <= floor <= ceiling <= 1",
+                wanted=f"0 <= floor <= ceiling <= 1, and {lowest:,} to {highest:,} entries under these bounds",
                 remedy="change density (or count), floor or ceiling",
             )
         self.open = entries - lowest  # entries that are competed for
