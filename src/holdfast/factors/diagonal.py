@@ -6,6 +6,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from holdfast.factors.entries import Entries
 from holdfast.factors.factor import Factor, accumulator_dtype
 from holdfast.factors.rotation import Rotation
 
@@ -44,6 +45,15 @@ class Diagonal(Factor):
 
     def times(self, rows: Tensor) -> Tensor:
         return rows * self.entries
+
+    def times_sparse(self, sparse: Entries, start: int, stop: int) -> Tensor:
+        return sparse.between(start, stop).dense() * self.entries[start:stop]
+
+    def times_at(self, left: Tensor, at: Entries) -> Tensor:
+        return at.of(left) * self.entries[at.rows]
+
+    def among(self, indices: Tensor) -> Tensor:
+        return self.entries[indices] * (indices[:, None] == indices)
 
     def diagonal(self) -> Tensor:
         return self.entries

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from holdfast.factors.entries import Entries
 from holdfast.factors.factor import Factor, accumulator_dtype, add_product, multipliable
 from holdfast.factors.rotation import Rotation
 
@@ -61,6 +62,15 @@ class Full(Factor):
     def times(self, rows: Tensor) -> Tensor:
         # M is symmetric, so either side of it would do: few rows are up to three times faster than few columns.
         return F.linear(rows, self.matrix)
+
+    def times_sparse(self, sparse: Entries, start: int, stop: int) -> Tensor:
+        return sparse.times(self.matrix[:, start:stop])
+
+    def times_at(self, left: Tensor, at: Entries) -> Tensor:
+        return at.of_product(self.matrix, left)
+
+    def among(self, indices: Tensor) -> Tensor:
+        return self.matrix[indices][:, indices]
 
     def diagonal(self) -> Tensor:
         return self.matrix.diagonal()

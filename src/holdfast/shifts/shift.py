@@ -20,6 +20,10 @@ class Form(Protocol):
         """(C D) down^T and up^T (C D) for D = up @ down."""
         ...
 
+    def sparse(self, values: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+        """C D at the entries of D, (k,), for a D of k values at distinct places and 0 elsewhere."""
+        ...
+
 
 class Shift(ABC):
     """D = W - W_anchor of one layer, (out, in), differentiable in whatever is trained.
