@@ -47,8 +47,10 @@ def pissa(network: Network, model: nn.Module) -> PeftModel:
 
 def _tuned(name: str) -> Callable[[Network, nn.Module], nn.Module]:
     tuner = catalogue.tuner(name)
-    top = {"rank": RANK, "alpha": ALPHA} if tuner.size == "rank" else {}
-    return lambda network, model: chosen(tuner, {}, **top).prepare(model, network.targets)
+    top = {"rank": RANK, "alpha": ALPHA} if tuner.sizes == ("rank",) else {}
+    # Entries that are chosen without data, so that they are there at birth.
+    given = {"score": "magnitude", "density": 0.3} if tuner.counts else {}
+    return lambda network, model: chosen(tuner, given, **top).prepare(model, network.targets)
 
 
 FLAVOURS = {name: _tuned(name) for name in catalogue.names("tuner") if catalogue.tuner(name).shifts}

@@ -69,6 +69,13 @@ def tuner(name: str) -> type[Tuner]:
     return find("tuner", name)
 
 
+def make_known() -> None:
+    """Let PEFT know the methods of the catalogue that it lacks, so that it loads their adapters."""
+    for name in names("tuner"):
+        if (module := tuner(name).registered_by) is not None:
+            importlib.import_module(module)
+
+
 def entries() -> list[Entry]:
     """Everything, with its summary and its paper."""
     return [

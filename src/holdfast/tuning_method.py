@@ -1,6 +1,6 @@
 """The method of a tuning run: its options, its size where a budget of parameters sets it, and what it trains."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ from holdfast import catalogue
 from holdfast.batches import Row, collate
 from holdfast.errors import HoldfastError
 from holdfast.holding import Holding
+from holdfast.report.words import in_words
 from holdfast.targets import Targets
 from holdfast.tune_recipe import TuneRecipe
 from holdfast.tuners.amount import Amount
@@ -45,11 +46,6 @@ class Trains:
         return f"{self.count:,} parameters train ({share}): {in_words(self.components)}"
 
 
-def in_words(components: Mapping[str, int]) -> str:
-    """Counts by component, as they are printed."""
-    return ", ".join(f"{name} {count:,}" for name, count in components.items())
-
-
 def tuner_of(recipe: TuneRecipe) -> Tuner:
     """The recipe's method with its options; its size is yet open where `parameters` sets it.
 
@@ -59,10 +55,10 @@ def tuner_of(recipe: TuneRecipe) -> Tuner:
     tuner = catalogue.tuner(recipe.method)
     top = {key: getattr(recipe, key) for key in ("rank", "alpha") if recipe.changed(key)}
     made = chosen(tuner, recipe.tuner, **top)
-    if recipe.parameters is not None and tuner.size in {*recipe.tuner, *top}:
-        given = {**recipe.tuner, **top}[tuner.size or ""]
+    given = {**recipe.tuner, **top}
+    if recipe.parameters is not None and (key := next((key for key in tuner.sizes if key in given), None)):
         raise HoldfastError(
-            f"parameters={recipe.parameters} sets {tuner.size}, and {tuner.size}={given} sets it too",
+            f"parameters={recipe.parameters} sets {tuner.sizes[0]}, and {key}={given[key]} says how many too",
             remedy="leave one of them out",
         )
     return made
@@ -81,7 +77,7 @@ def check_held(tuner: Tuner, recipe: TuneRecipe, holding: Holding) -> None:
         asked = f"budget={', '.join(recipe.budget)}" if recipe.budget else "--space adapter"
         raise HoldfastError(
             f"{asked} counts from where each trained number started, and --method {recipe.method} is to exchange them",
-            remedy="--set tuner.decay_to=start --set tuner.refresh=0",
+            remedy="--set tuner.refresh=0",
         )
 
 

@@ -114,6 +114,7 @@ def check(recipes: Sequence[dict[str, Any]]) -> dict[str, Any]:
     check_tokenizer(tokenizer, model, length=first.length)
     for holding in holdings:
         holding.check(model)
+    _check_sizes(settings, model)
     told: dict[str, Any] = {}
     for name, data in (("target", first.target), ("source", first.source)):
         if data is not None and data.path == SELF:
@@ -124,3 +125,11 @@ def check(recipes: Sequence[dict[str, Any]]) -> dict[str, Any]:
             about, rows, sequences = side.about, fingerprint(side), len(side.rows)
         told[name] = {"about": about, "rows": rows, "sequences": sequences}
     return told
+
+
+def _check_sizes(settings: Sequence[TuneRecipe], model: Any) -> None:
+    """Raise HoldfastError for a budget of parameters that a way's method can't keep on this model."""
+    from holdfast.tuning_method import sized, tuner_of
+
+    for recipe in {str((r.method, r.tuner, r.targets, r.parameters)): r for r in settings}.values():
+        sized(tuner_of(recipe), model, recipe.targets, recipe.parameters)

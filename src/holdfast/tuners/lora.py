@@ -24,7 +24,7 @@ class Lora(Tuner):
     name = "lora"
     paper = "LoRA, arXiv 2106.09685"
     Options = LoraOptions
-    size = "rank"
+    sizes = ("rank",)
     flags: ClassVar[dict[str, Any]] = {}
     options: LoraOptions
 

@@ -28,7 +28,7 @@ class Prefix(Tuner):
     name = "prefix"
     paper = "Prefix-tuning, arXiv 2101.00190"
     Options = PrefixOptions
-    size = "tokens"
+    sizes = ("tokens",)
     shifts = False
     options: PrefixOptions
 

@@ -42,8 +42,7 @@ def solve(model: nn.Module, tuner: Tuner, targets: Targets, budget: int) -> Tune
     Raises:
         HoldfastError: a method without a size, or one whose smallest is over the budget; both with the numbers.
     """
-    key = tuner.size
-    if key is None:
+    if not tuner.sizes:
         count = _count(model, tuner, targets)
         raise HoldfastError(
             f"--parameters {budget:,}: --method {tuner.name} trains {count:,} parameters of this model, and has no "
@@ -51,24 +50,24 @@ def solve(model: nn.Module, tuner: Tuner, targets: Targets, budget: int) -> Tune
             remedy="leave --parameters out, or choose fewer targets",
         )
     if tuner.counts:
-        return _sized(tuner, key, budget)
-    counted = lambda size: _count(model, _sized(tuner, key, size), targets)  # noqa: E731
-    least = counted(1)
-    if least > budget:
+        return tuner.sized(budget)
+    counted = lambda size: _count(model, tuner.sized(size), targets)  # noqa: E731
+    smallest = counted(tuner.least)
+    if smallest > budget:
         raise HoldfastError(
-            f"--parameters {budget:,}: --method {tuner.name} trains {least:,} already at {key} 1",
-            remedy=f"allow {least:,} or more, choose fewer targets, or another --method",
+            f"--parameters {budget:,}: --method {tuner.name} trains {smallest:,} already at its smallest "
+            f"({tuner.sizes[0]} {tuner.least})",
+            remedy=f"allow {smallest:,} or more, choose fewer targets, or another --method",
         )
-    return _sized(tuner, key, largest(counted, budget))
+    return tuner.sized(largest(counted, budget, tuner.least))
 
 
-def largest(count: Callable[[int], int], budget: int) -> int:
-    """The largest size of at least 1 with count(size) <= budget, where count grows and count(1) is within it.
+def largest(count: Callable[[int], int], budget: int, least: int = 1) -> int:
+    """The largest size from `least` on with count(size) <= budget, where count grows and count(least) is within it.
 
     By doubling and halving: about 2 log2(size) counts. A count that grows no more stops the search.
     """
-    low, high = 1, 2
-    known = count(low)
+    low, high, known = least, least + 1, count(least)
     while (now := count(high)) <= budget:
         if now == known:
             return low
@@ -77,10 +76,6 @@ def largest(count: Callable[[int], int], budget: int) -> int:
         middle = (low + high) // 2
         low, high = (middle, high) if count(middle) <= budget else (low, middle)
     return low
-
-
-def _sized(tuner: Tuner, key: str, size: int) -> Tuner:
-    return type(tuner)(tuner.options.model_copy(update={key: size}))
 
 
 def _count(model: nn.Module, tuner: Tuner, targets: Targets) -> int:

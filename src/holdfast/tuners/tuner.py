@@ -18,8 +18,9 @@ class Tuner(ABC):
     Attributes:
         name, paper: as `holdfast methods` lists them.
         Options: what it can be told; `chosen` in `holdfast.tuners.options` makes them from a recipe's values.
-        size: the option that says how many parameters it trains, so that a budget of them can choose it; the count
-            grows with it. None where there is none.
+        sizes: the options that say how many parameters it trains; a budget of them sets the first, with which the
+            count grows. None where it trains what it trains.
+        least: the smallest value of that option.
         counts: whether that option is the number of trained parameters itself.
         shifts: whether what it trains moves weights of the targeted layers, which anchors of weights price.
         registered_by: the module that makes PEFT know the method, for those that PEFT lacks; else None.
@@ -31,7 +32,8 @@ class Tuner(ABC):
     name: ClassVar[str]
     paper: ClassVar[str]
     Options: ClassVar[type[Settings]] = Settings
-    size: ClassVar[str | None] = None
+    sizes: ClassVar[tuple[str, ...]] = ()
+    least: ClassVar[int] = 1
     counts: ClassVar[bool] = False
     shifts: ClassVar[bool] = True
     registered_by: ClassVar[str | None] = None
@@ -52,6 +54,10 @@ class Tuner(ABC):
         Raises:
             HoldfastError: targets that match nothing, or a model that the method is not for.
         """
+
+    def sized(self, size: int) -> "Tuner":
+        """The same method with another size."""
+        return type(self)(self.options.model_copy(update={self.sizes[0]: size}))
 
     def ready(self, model: nn.Module, batches: Sequence[Any]) -> None:  # noqa: B027  # most need nothing
         """What has to happen with data before the first step, such as choosing what trains.
