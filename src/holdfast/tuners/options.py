@@ -30,8 +30,10 @@ def chosen(tuner: type[Tuner], given: Mapping[str, Any], **top: Any) -> Tuner:
                 f"--{name} {value}: --method {tuner.name} has none",
                 remedy="leave it out" + (f"; its own options: {own}" if own else ""),
             )
-        if name in given and name in known:
-            raise HoldfastError(f"{PART}{name}={given[name]}", remedy=f"say it as --{name}, or {name} in the recipe")
+    if name := next((name for name in TOP if name in given and name in known), None):
+        raise HoldfastError(
+            f"{PART}{name}={given[name]}: recipes have {name} at their top", remedy=f"say it as {name}={given[name]}"
+        )
     if given and not known:
         raise HoldfastError(
             f"{', '.join(f'{PART}{name}' for name in given)}: --method {tuner.name} has no options of its own",
