@@ -93,6 +93,13 @@ def test_components():
     tuner = chosen(catalogue.tuner("dora"), {}, rank=2)
     model = tuner.prepare(make_model(300), ALL_LINEAR)
     assert by_component(model, tuner) == {"lora_A": 1_024, "lora_B": 1_152, "lora_magnitude_vector": 576}
+    blocks = {"bottleneck": {"down", "up"}, "convadapter": {"norm", "convolutions", "squeeze-excitation"}}
+    for name, parts in blocks.items():
+        tuner = chosen(catalogue.tuner(name), {})
+        model = tuner.prepare(make_model(300), ALL_LINEAR)
+        found = by_component(model, tuner)
+        assert set(found) == parts
+        assert sum(found.values()) == trained(model)
     full = chosen(catalogue.tuner("full"), {})
     assert by_component(full.prepare(nn.Sequential(nn.Linear(3, 4)), "0"), full) == {"weight": 12}
 

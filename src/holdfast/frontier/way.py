@@ -84,9 +84,7 @@ def _of(base: TuneRecipe, key: str) -> Any:
     """The base's value there, which a relative range multiplies."""
     value = flat(base.model_dump()).get(key)
     if value is None:
-        raise HoldfastError(
-            f"a relative range of {key}, which base has not", remedy=f"give base.{key} a value"
-        )
+        raise HoldfastError(f"a relative range of {key}, which base has not", remedy=f"give base.{key} a value")
     return value
 
 

@@ -7,7 +7,7 @@ from torch import nn
 
 from holdfast.recipe import Settings
 from holdfast.targets import ALL_LINEAR, Targets
-from holdfast.tuners.tuner import Tuner
+from holdfast.tuners.tuner import Tuner, within_block
 
 
 class BottleneckOptions(Settings):
@@ -52,10 +52,3 @@ class Bottleneck(Tuner):
 
     def component(self, name: str) -> str:
         return within_block(name)
-
-
-def within_block(name: str) -> str:
-    """The part of a block that a parameter belongs to, as `holdfast.adapters` names it."""
-    from holdfast.adapters.components import component_of
-
-    return component_of(name)

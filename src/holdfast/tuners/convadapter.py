@@ -7,8 +7,7 @@ from torch import nn
 
 from holdfast.recipe import Settings
 from holdfast.targets import ALL_LINEAR, Targets
-from holdfast.tuners.bottleneck import within_block
-from holdfast.tuners.tuner import Tuner
+from holdfast.tuners.tuner import Tuner, within_block
 
 
 class ConvAdapterOptions(Settings):
