@@ -140,7 +140,7 @@ def out_of(tmp_path):
 OPTIONS = {
     "misspelt": (
         ("--method", "sift", "--set", "tuner.densty=0.1"),
-        ["'tuner.densty' (did you mean 'tuner.density'?)"],
+        ["'tuner.densty' (did you mean 'tuner.density'"],
     ),
     "of another": (("--set", "tuner.density=0.1"), ["unknown key 'tuner.density'"]),
     "out of range": (("--method", "sift", "--set", "tuner.density=2"), ["tuner.density: it should be less than or"]),

@@ -82,9 +82,9 @@ def _loading(settings: dict[str, Any], adapter: bool) -> list[str]:
     if own is not None:
         code = [f"import {own}  # makes the method known to PEFT", *code]
         said = [
-            "PEFT alone lacks this method: without the first line (`pip install holdfast`) it ends in a `KeyError`."
+            "PEFT alone lacks it: without the first line (`pip install holdfast`) loading ends in a `KeyError`.",
+            "",
         ]
-        said.append("")
     return ["## Loading", "", "```python", *code, "```", "", *said]
 
 

@@ -30,7 +30,7 @@ def chosen(tuner: type[Tuner], given: Mapping[str, Any], **top: Any) -> Tuner:
                 f"--{name} {value}: --method {tuner.name} has none",
                 remedy="leave it out" + (f"; its own options: {own}" if own else ""),
             )
-    if name := next((name for name in TOP if name in given and name in known), None):
+    for name in [name for name in TOP if name in given and name in known]:
         raise HoldfastError(
             f"{PART}{name}={given[name]}: recipes have {name} at their top", remedy=f"say it as {name}={given[name]}"
         )

@@ -98,7 +98,7 @@ def component(name: str) -> str:
 
 
 def within_block(name: str) -> str:
-    """The part of an adapter's block: "squeeze-excitation" of "...blocks.default.layer.squeeze_excitation.up.weight"."""
+    """The part of an adapter's block: "squeeze-excitation" of "...default.layer.squeeze_excitation.up.weight"."""
     parts = name.split(".")
     if ADAPTER not in parts or "modules_to_save" in parts:
         return component(name)
