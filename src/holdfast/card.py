@@ -82,7 +82,7 @@ def _loading(settings: dict[str, Any], adapter: bool) -> list[str]:
     if own is not None:
         code = [f"import {own}  # makes the method known to PEFT", *code]
         said = [
-            "PEFT alone lacks it: without the first line (`pip install holdfast`) loading ends in a `KeyError`.",
+            "PEFT alone lacks it: without the first line (`pip install holdfast`) a `KeyError` ends it.",
             "",
         ]
     return ["## Loading", "", "```python", *code, "```", "", *said]
