@@ -68,7 +68,7 @@ def sparse_equals_dense(curvature: Curvature) -> None:
     """The products at a few entries are those of the materialised D, damped or not, in any order of the entries."""
     out, inn = curvature.shape
     for one in (curvature, curvature.damped(0.1)):
-        for count in (0, 1, out * inn // 3, out * inn):
+        for count in (0, 1, out * inn // 9, out * inn // 3, out * inn):
             places = torch.randperm(out * inn, generator=torch.Generator().manual_seed(9))[:count]
             values, rows, columns = drawn(10, count), places // inn, places % inn
             before = values.clone()

@@ -10,12 +10,11 @@ from holdfast import factors
 from holdfast.curvature.curvature import Curvature
 from holdfast.curvature.spectrum import Spectrum
 from holdfast.factors.diagonal import Diagonal as DiagonalFactor
-from holdfast.factors.entries import Entries
 from holdfast.factors.factor import Factor
 from holdfast.factors.full import Full
+from holdfast.sparse_matrix import SparseMatrix, worthwhile
 
 FEW = 256  # entries up to which every pair of them is looked at
-DENSE = (8, 32)  # on a CPU, elsewhere: a sparse shift with more than 1 in so many entries is priced as a dense one
 AT_A_TIME = 2**24  # numbers of D S formed at once in `sparse`
 
 
@@ -64,10 +63,9 @@ class TwoSided(Curvature):
         if len(values) <= FEW:
             by_out = _among(self.gradients, rows, self._raise_gradients)
             return (by_out * _among(self.inputs, columns, self._raise_inputs)) @ values
-        if len(values) * DENSE[values.device.type != "cpu"] > out * inn:
+        if not worthwhile(values, self.shape):
             return super().sparse(values, rows, columns)
-        order = rows.argsort(stable=True)
-        delta = Entries(values[order], rows[order], columns[order], self.shape)
+        delta, order = SparseMatrix.ordered(values, rows, columns, self.shape)
         width, priced = max(AT_A_TIME // out, 1), torch.empty_like(values)
         for start in range(0, inn, width):
             stop = min(start + width, inn)
@@ -75,13 +73,13 @@ class TwoSided(Curvature):
             priced[order[inside]] = self._priced_between(delta, delta.between(start, stop), start, stop)
         return priced
 
-    def _priced_between(self, delta: Entries, own: Entries, start: int, stop: int) -> Tensor:
+    def _priced_between(self, delta: SparseMatrix, own: SparseMatrix, start: int, stop: int) -> Tensor:
         """C D at those entries `own` of D that lie in some of its columns."""
         by_in = self.inputs.times_sparse(delta, start, stop)  # D S's columns, (out, stop - start)
         if self._raise_inputs:
             by_in[own.rows, own.columns] += self._raise_inputs * own.values
         priced = self.gradients.times_at(by_in, own)
-        return priced.add_(own.of(by_in), alpha=self._raise_gradients) if self._raise_gradients else priced
+        return priced.add_(own.picked(by_in), alpha=self._raise_gradients) if self._raise_gradients else priced
 
     def spectrum(self) -> Spectrum:
         (inputs, turn_inputs), (gradients, turn_gradients) = self.inputs.spectrum(), self.gradients.spectrum()

@@ -7,10 +7,10 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from holdfast.factors.entries import Entries
 from holdfast.factors.factor import Factor, accumulator_dtype
 from holdfast.factors.full import Full
 from holdfast.factors.rotation import Rotation, by_blocks
+from holdfast.sparse_matrix import SparseMatrix
 
 
 class Blocks(Factor):
@@ -68,7 +68,7 @@ class Blocks(Factor):
     def times(self, rows: Tensor) -> Tensor:
         return by_blocks(rows, self.blocks)
 
-    def times_sparse(self, sparse: Entries, start: int, stop: int) -> Tensor:
+    def times_sparse(self, sparse: SparseMatrix, start: int, stop: int) -> Tensor:
         size = self.blocks.shape[1]
         first, last = start // size, -(-stop // size)  # the blocks that the columns are in
         inside = sparse.between(first * size, min(last * size, self._width)).dense()

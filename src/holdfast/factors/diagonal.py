@@ -6,9 +6,9 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from holdfast.factors.entries import Entries
 from holdfast.factors.factor import Factor, accumulator_dtype
 from holdfast.factors.rotation import Rotation
+from holdfast.sparse_matrix import SparseMatrix
 
 
 class Diagonal(Factor):
@@ -46,11 +46,11 @@ class Diagonal(Factor):
     def times(self, rows: Tensor) -> Tensor:
         return rows * self.entries
 
-    def times_sparse(self, sparse: Entries, start: int, stop: int) -> Tensor:
+    def times_sparse(self, sparse: SparseMatrix, start: int, stop: int) -> Tensor:
         return sparse.between(start, stop).dense() * self.entries[start:stop]
 
-    def times_at(self, left: Tensor, at: Entries) -> Tensor:
-        return at.of(left) * self.entries[at.rows]
+    def times_at(self, left: Tensor, at: SparseMatrix) -> Tensor:
+        return at.picked(left) * self.entries[at.rows]
 
     def among(self, indices: Tensor) -> Tensor:
         return self.entries[indices] * (indices[:, None] == indices)

@@ -9,8 +9,8 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
-from holdfast.factors.entries import Entries
 from holdfast.factors.rotation import Rotation
+from holdfast.sparse_matrix import SparseMatrix
 
 
 def accumulator_dtype(like: Tensor) -> torch.dtype:
@@ -90,12 +90,12 @@ class Factor(ABC):
         """rows M, (n, d) -> (n, d)."""
 
     @abstractmethod
-    def times_sparse(self, sparse: Entries, start: int, stop: int) -> Tensor:
+    def times_sparse(self, sparse: SparseMatrix, start: int, stop: int) -> Tensor:
         """(D M)[:, start:stop], (n, stop - start), for a D, (n, d), of few entries."""
 
-    def times_at(self, left: Tensor, at: Entries) -> Tensor:
+    def times_at(self, left: Tensor, at: SparseMatrix) -> Tensor:
         """(M A), (d, n), at the places of `at`, (k,), for a dense A, (d, n)."""
-        return at.of(self.times(left.T).T)
+        return at.picked(self.times(left.T).T)
 
     def among(self, indices: Tensor) -> Tensor:
         """M[indices][:, indices], (k, k); an index may come twice."""

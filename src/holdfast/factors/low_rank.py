@@ -8,8 +8,8 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from holdfast.factors.entries import Entries
 from holdfast.factors.factor import Factor, accumulator_dtype
+from holdfast.sparse_matrix import SparseMatrix
 
 LARGEST = 127  # entries of the test matrix are whole numbers up to it, exact in bfloat16 too
 ROUNDINGS = 8  # of a sum of squares: what may pass unnoticed
@@ -79,12 +79,12 @@ class LowRank(Factor):
     def times(self, rows: Tensor) -> Tensor:
         return torch.addmm(rows * self.rest, rows @ self.root, self.root.T)
 
-    def times_sparse(self, sparse: Entries, start: int, stop: int) -> Tensor:
+    def times_sparse(self, sparse: SparseMatrix, start: int, stop: int) -> Tensor:
         alone = sparse.between(start, stop).dense() * self.rest[start:stop]
         return torch.addmm(alone, sparse.times(self.root), self.root[start:stop].T)
 
-    def times_at(self, left: Tensor, at: Entries) -> Tensor:
-        return at.of_product(self.root, self.root.T @ left) + at.of(left) * self.rest[at.rows]
+    def times_at(self, left: Tensor, at: SparseMatrix) -> Tensor:
+        return at.picked_product(self.root, self.root.T @ left) + at.picked(left) * self.rest[at.rows]
 
     def among(self, indices: Tensor) -> Tensor:
         alone = self.rest[indices] * (indices[:, None] == indices)

@@ -1,6 +1,7 @@
 """The interface of the room: a layer's weight now, minus its weight at the anchor."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any, ClassVar, Protocol
 
 import torch
@@ -78,6 +79,9 @@ class Shift(ABC):
     @abstractmethod
     def shape(self) -> tuple[int, int]:
         """(out, in)."""
+
+
+Reader = Callable[[], Shift]
 
 
 class _Priced(torch.autograd.Function):

@@ -4,9 +4,7 @@ import torch
 from torch import Tensor
 
 from holdfast.shifts.shift import Form, Shift, mapped, precise
-
-GATHERING = 32  # products in a matrix product that take the time of one with gathered operands
-GATHERED = 2**22  # numbers gathered at a time
+from holdfast.sparse_matrix import SparseMatrix, worthwhile
 
 
 class Sparse(Shift):
@@ -32,15 +30,14 @@ class Sparse(Shift):
         return (curvature.sparse(self.values, self.rows, self.columns),)
 
     def projected(self, inputs: Tensor, gradients: Tensor) -> Tensor:
-        """sum over k of D_k sum over t of g_nt[rows_k] x_nt[columns_k]; of indices, only the columns that come."""
+        """O(n t k); of indices, with only the columns of D that they point at."""
         if not inputs.is_floating_point():
             return self._projected_indices(inputs, gradients)
-        if len(self.values) * GATHERING > self.shape[0] * self.shape[1]:
+        if not worthwhile(self.values, self.shape):
             return (mapped(self.matrix(), inputs) * gradients).sum(dim=(1, 2))
-        some = max(GATHERED // max(inputs.shape[0] * inputs.shape[1], 1), 1)
-        pieces = zip(self.values.split(some), self.rows.split(some), self.columns.split(some), strict=True)
-        found = [(gradients[..., r] * inputs[..., c]).sum(dim=1) @ values for values, r, c in pieces]
-        return torch.stack(found).sum(dim=0)
+        delta, _ = SparseMatrix.ordered(self.values, self.rows, self.columns, self.shape)
+        moved = delta.times(inputs.flatten(0, 1).T)  # D x: (out, n t)
+        return (moved.T.view_as(gradients) * gradients).sum(dim=(1, 2))
 
     def _projected_indices(self, inputs: Tensor, gradients: Tensor) -> Tensor:
         known, places = inputs.unique(return_inverse=True)  # (m,) columns of D that inputs point at; (n, t)

@@ -71,6 +71,15 @@ class Place:
         finally:
             self.settle()
 
+    def pretrained(self) -> Tensor:
+        """The base tensor: a copy where entries are in it."""
+        if not self._written:
+            return self.tensor.detach()
+        base = self.tensor.detach().clone()
+        for _, indices, origin in self._written:
+            put(base, indices, origin, quiet=False)
+        return base
+
     def forget(self, adapter: str) -> None:
         """Take an adapter's entries out for good."""
         self._restore()
