@@ -46,7 +46,9 @@ def add_weighted(model: Any, parts: Sequence[tuple[str, float]], name: str) -> d
             remedy="train the adapter first",
         )
     unions = {
-        tensor: _union([(weight, held[adapter][tensor].entries) for adapter, weight in parts if tensor in held[adapter]])
+        tensor: _union(
+            [(weight, held[adapter][tensor].entries) for adapter, weight in parts if tensor in held[adapter]]
+        )
         for tensor in names
     }
     _add(model, list(configs.values()), names, name, sum(len(indices) for indices, _ in unions.values()))
