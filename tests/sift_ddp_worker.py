@@ -76,14 +76,17 @@ def lazily() -> str:
 
 
 def sharded(version: int) -> str:
-    """What a first step under FSDP says here."""
+    """What FSDP's first step, or the pass after it, says here."""
     model = sifted(perceptron())
     if version == 1:
         whole: Any = FullyShardedDataParallel(model, use_orig_params=True, device_id=torch.device("cpu"))
     else:
         whole = fully_shard(model, mesh=init_device_mesh("cpu", (dist.get_world_size(),)))
+    optimizer = torch.optim.AdamW(trainable(whole))
     try:
         loss(whole, batches(1)[0]).backward()
+        optimizer.step()
+        loss(whole, batches(1)[0])
     except HoldfastError as error:
         return str(error)
     return ""
