@@ -37,7 +37,7 @@ def combine(
     """
     if not parts:
         raise HoldfastError("no adapters to combine", remedy="--adapter DIR --weight 1, once for each")
-    named = [_base(folder) for folder, _ in parts]
+    named = [base_of(folder) for folder, _ in parts]
     if any(out.resolve() == folder.resolve() for folder, _ in parts):
         raise HoldfastError(f"--out {out} would write over an adapter that came", remedy="choose another --out")
     check_destination(out, SIGNATURE)
@@ -45,7 +45,7 @@ def combine(
     if base is None:
         raise HoldfastError(f"{parts[0][0]} names no base model", remedy="name it: --model MODEL")
     loaded = _load(base, dtype, [folder for folder, _ in parts])
-    tensors = add_weighted(loaded, [(str(number), weight) for number, (_, weight) in enumerate(parts)], NAME)
+    tensors = add_weighted(loaded, [(_called(number), weight) for number, (_, weight) in enumerate(parts)], NAME)
     done = {
         "schema": 1,
         "model": base,
@@ -60,7 +60,7 @@ def combine(
     return done
 
 
-def _base(folder: Path) -> str | None:
+def base_of(folder: Path) -> str | None:
     """The base model that an adapter names."""
     check_adapter(folder)
     try:
@@ -70,11 +70,16 @@ def _base(folder: Path) -> str | None:
 
 
 def _load(base: str, dtype: str, folders: list[Path]) -> Any:
-    """The model with all adapters on it, called "0", "1", ..."""
+    """The model with all adapters on it, in order."""
     model = load_model(base, dtype)
     for number, folder in enumerate(folders):
-        model = load_adapter(model, str(folder), str(number))
+        model = load_adapter(model, str(folder), _called(number))
     return model
+
+
+def _called(number: int) -> str:
+    """PEFT looks for adapters' names between the dots of tensors' names, where layers have numbers."""
+    return f"part-{number}"
 
 
 def _card(done: dict[str, Any]) -> str:
