@@ -91,9 +91,9 @@ def _layers(model: nn.Module, adapter: str) -> Mapping[str, tuple[nn.Linear, Ent
             if parameter == PARAMETERS[0] and isinstance(base, nn.Linear):
                 found[name] = (base, entries)
             elif bool(_increments(entries).any()):
-                what = f"a {type(base).__name__}" if parameter == PARAMETERS[0] else "a bias"
+                what = type(base).__name__ if parameter == PARAMETERS[0] else parameter
                 raise HoldfastError(
-                    f"SHiRA can't hold the entries of {name!r}: they are those of {what}",
+                    f"SHiRA can't hold the entries of {name!r} ({what})",
                     wanted="entries in the weights of nn.Linear layers alone",
                     remedy=MERGE,
                 )
