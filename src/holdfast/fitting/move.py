@@ -8,8 +8,8 @@ from torch import Tensor
 
 from holdfast.layers import LayerKind
 from holdfast.shifts.dense import Dense
-from holdfast.shifts.read import Reader, active_of
-from holdfast.shifts.shift import Shift, precise
+from holdfast.shifts.read import active_of
+from holdfast.shifts.shift import Reader, Shift, precise
 
 
 class Move(ABC):

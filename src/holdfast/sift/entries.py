@@ -141,6 +141,7 @@ class Entries(nn.Module):
             self.values.data, self.values.grad = values, None
         self.indices, self.origin = indices, origin
         self.chosen = not len(indices) or bool(indices[0] >= 0)
+        self.chooser = None if self.chosen else self.chooser
         self._noted = None
 
     def _check(self, indices: Tensor, size: int) -> None:

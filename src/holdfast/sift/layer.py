@@ -95,10 +95,18 @@ class SiftLayer(nn.Module, BaseTunerLayer):
         The indices are into the weight as it is stored. Without entries in the weight, k is 0.
         """
         entries = self.places["weight"].entries.get(adapter) if "weight" in self.places else None
-        if entries is None or not entries.chosen:
+        if entries is None:
             weight = cast(Tensor, self.base_layer.weight)
-            return weight.new_zeros(0, dtype=torch.float32), torch.zeros(0, dtype=torch.int32, device=weight.device)
+            dtype = torch.promote_types(weight.dtype, torch.float32)
+            return weight.new_zeros(0, dtype=dtype), torch.zeros(0, dtype=torch.int32, device=weight.device)
+        if not entries.chosen:  # the vector that will train all the same, for those who ask what a shift depends on
+            return entries.values[:0], entries.indices[:0]
         return entries.increments(), entries.indices
+
+    def pretrained_weight(self) -> Tensor:
+        """The weight without any adapter, bit for bit: a copy where entries are in it, else the tensor itself."""
+        weight = cast(Tensor, self.base_layer.weight)
+        return self.places["weight"].pretrained() if "weight" in self.places else weight.detach()
 
     def _shown(self) -> list[str]:
         if self.merged_adapters:

@@ -52,6 +52,5 @@ class FirstBackward:
             return torch.full_like(self.entries.values, torch.nan)
         with self.entries.place.apart() as base:
             indices = self.choose(gradient, base)
-        self.entries.chooser = None
         self.entries.move(indices)
         return self.entries.gathered(gradient)
