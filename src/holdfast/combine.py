@@ -35,15 +35,7 @@ def combine(
         HoldfastError: a folder without a SIFT adapter, adapters of another base model, an `out` that holds something
             else.
     """
-    if not parts:
-        raise HoldfastError("no adapters to combine", remedy="--adapter DIR --weight 1, once for each")
-    named = [base_of(folder) for folder, _ in parts]
-    if any(out.resolve() == folder.resolve() for folder, _ in parts):
-        raise HoldfastError(f"--out {out} would write over an adapter that came", remedy="choose another --out")
-    check_destination(out, SIGNATURE)
-    base = model or next((name for name in named if name), None)
-    if base is None:
-        raise HoldfastError(f"{parts[0][0]} names no base model", remedy="name it: --model MODEL")
+    base = _check(parts, out, model)
     loaded = _load(base, dtype, [folder for folder, _ in parts])
     tensors = add_weighted(loaded, [(_called(number), weight) for number, (_, weight) in enumerate(parts)], NAME)
     done = {
@@ -58,6 +50,20 @@ def combine(
         loaded.save_pretrained(str(folder), selected_adapters=[NAME], save_embedding_layers=False)
         write_text(folder / "README.md", _card(done))
     return done
+
+
+def _check(parts: Sequence[tuple[Path, float]], out: Path, model: str | None) -> str:
+    """The base model, where nothing speaks against what was asked."""
+    if not parts:
+        raise HoldfastError("no adapters to combine", remedy="--adapter DIR --weight 1, once for each")
+    named = [base_of(folder) for folder, _ in parts]
+    if any(out.resolve() == folder.resolve() for folder, _ in parts):
+        raise HoldfastError(f"--out {out} would write over an adapter that came", remedy="choose another --out")
+    check_destination(out, SIGNATURE)
+    base = model or next((name for name in named if name), None)
+    if base is None:
+        raise HoldfastError(f"{parts[0][0]} names no base model", remedy="name it: --model MODEL")
+    return base
 
 
 def base_of(folder: Path) -> str | None:

@@ -15,7 +15,7 @@ from holdfast.batches import batches_of
 from holdfast.errors import HoldfastError
 from holdfast.likelihood import ForwardLoss
 from holdfast.measuring.ranks import Ranks
-from holdfast.pretrained import check_whole
+from holdfast.pretrained import check_unmerged, check_whole
 from holdfast.sift.config import SiftConfig
 from holdfast.sift.finding import Found, entries_of
 from holdfast.sift.gradients import Gradients
@@ -115,6 +115,7 @@ def choose(
     config = config_of(model, found)
     if wrapped and resize and competes(config):
         raise resized()
+    _check_shown(model, found)
     score = score_of(config.score)
     few = _first(batches, config.batches) if score.gradient else []
     with Ranks.present() as ranks:
@@ -168,6 +169,17 @@ def resized() -> HoldfastError:
         remedy="call holdfast.sift.selection.select(model, batches) on every rank before the model is wrapped (before "
         "trainer.train()), or take scope 'tensor'",
     )
+
+
+def _check_shown(model: nn.Module, found: Mapping[str, Found]) -> None:
+    """Raise HoldfastError unless the tensors hold the adapter's entries and can be differentiated for them."""
+    check_unmerged(model, "their entries can't be chosen")
+    hidden = [name for name, one in found.items() if one.entries not in one.entries.place.visible()]
+    if hidden:
+        raise HoldfastError(
+            f"the adapter of the entries is not active in {hidden[0]!r}",
+            remedy="call model.set_adapter(name) first, and choose outside model.disable_adapter()",
+        )
 
 
 def _first(batches: Any, count: int) -> list[Any]:
