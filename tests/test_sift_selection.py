@@ -249,6 +249,8 @@ def test_two_processes_choose_the_same_as_one(tmp_path):
         assert told[scope] == [[whole.checksum, whole.items, 4]] * 2
     assert told["in place"] == [told["tensor"][0][0]] * 2
     assert "DistributedDataParallel has already sized them" in told["wrapped"][0]
+    assert "there are no batches" in told["nothing"][0]
+    assert "rank 0 failed: HoldfastError: there are no batches" in told["nothing"][1]
     assert "the ranks chose different entries" in told["different"][0]
     assert told["callback"][0] == told["callback"][1]
     assert [(step, batches) for step, _, batches in told["callback"][0][0]] == [(0, 2), (2, 2)]

@@ -36,19 +36,20 @@ def combine(
             else.
     """
     base = _check(parts, out, model)
-    loaded = _load(base, dtype, [folder for folder, _ in parts])
-    tensors = add_weighted(loaded, [(_called(number), weight) for number, (_, weight) in enumerate(parts)], NAME)
-    done = {
-        "schema": 1,
-        "model": base,
-        "adapters": [{"adapter": str(folder), "weight": weight} for folder, weight in parts],
-        "entries": sum(tensors.values()),
-        "tensors": tensors,
-    }
-    with output_folder(out.parent), whole_folder(out) as folder:
-        loaded.peft_config[NAME].base_model_name_or_path = base
-        loaded.save_pretrained(str(folder), selected_adapters=[NAME], save_embedding_layers=False)
-        write_text(folder / "README.md", _card(done))
+    with output_folder(out.parent):
+        loaded = _load(base, dtype, [folder for folder, _ in parts])
+        tensors = add_weighted(loaded, [(_called(i), weight) for i, (_, weight) in enumerate(parts)], NAME)
+        done = {
+            "schema": 1,
+            "model": base,
+            "adapters": [{"adapter": str(folder), "weight": weight} for folder, weight in parts],
+            "entries": sum(tensors.values()),
+            "tensors": tensors,
+        }
+        with whole_folder(out) as folder:
+            loaded.peft_config[NAME].base_model_name_or_path = base
+            loaded.save_pretrained(str(folder), selected_adapters=[NAME], save_embedding_layers=False)
+            write_text(folder / "README.md", _card(done))
     return done
 
 
