@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from holdfast import catalogue
 from holdfast.sift import SiftConfig
+from holdfast.sift.layer import SiftLayer
 from holdfast.targets import base_layers, select
 
 RANK, ALPHA = 2, 3
@@ -47,8 +48,8 @@ def pissa(network: Network, model: nn.Module) -> PeftModel:
 
 def sift(network: Network, model: nn.Module, **settings: Any) -> PeftModel:
     """A quarter of each weight's entries, drawn at random."""
-    settings = {"target_modules": sorted(select(model, network.targets)), "density": 0.25, "score": "random"} | settings
-    return get_peft_model(model, SiftConfig(**settings))
+    drawn = {"target_modules": sorted(select(model, network.targets)), "density": 0.25, "score": "random"}
+    return get_peft_model(model, SiftConfig(**drawn | settings))
 
 
 def sifts(network: Network, model: nn.Module) -> PeftModel:
@@ -91,6 +92,9 @@ def move(model: nn.Module, size: float = 0.3, seed: int = 7) -> nn.Module:
             if parameter.requires_grad:
                 noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
                 parameter.add_(size * noise.to(parameter.dtype))
+    for layer in model.modules():
+        if isinstance(layer, SiftLayer):
+            layer.settle()  # as after an optimizer's step
     return model
 
 
