@@ -32,16 +32,18 @@ def config(method: str) -> PeftConfig:
 
 
 every_kind = pytest.mark.parametrize("name", KINDS)
-every_method = pytest.mark.parametrize("method", METHODS)
+VARIED = ("wav2vec2", "whisper", "bert", "opt")  # sublayers of each form
 
 
-@every_kind
-@every_method
+PAIRS = [(name, method) for name in KINDS for method in METHODS if name in VARIED or method in ("conv", "houlsby")]
+
+
+@pytest.mark.parametrize(("name", "method"), PAIRS)
 def test_identity_at_the_start_then_saved_loaded_switched_and_taken_off(
     name: str, method: str, tmp_path: Path
 ) -> None:
     kind = KINDS[name]
-    bare = kind.build()
+    bare = kind.build().requires_grad_(False)  # WavLM's attention rounds in another way where a gradient is wanted
     with torch.no_grad():
         base = run(bare, kind)
         model = get_peft_model(copy.deepcopy(bare), config(method))
@@ -51,7 +53,7 @@ def test_identity_at_the_start_then_saved_loaded_switched_and_taken_off(
         with model.disable_adapter():
             assert_close(run(model, kind), base, rtol=0, atol=0)
         model.save_pretrained(tmp_path)
-        loaded = PeftModel.from_pretrained(copy.deepcopy(bare), tmp_path)
+        loaded = PeftModel.from_pretrained(copy.deepcopy(bare), tmp_path, is_trainable=True)
         assert_close(run(loaded, kind), first, rtol=0, atol=0)
         model.add_adapter("second", config(method))
         assert_close(run(model, kind), first, rtol=0, atol=0)
@@ -73,8 +75,10 @@ def test_identity_at_the_start_then_saved_loaded_switched_and_taken_off(
 TRAINED = [name for name in KINDS if name not in ("fastspeech2_conformer", "vits")]  # those need targets to train
 
 
-@pytest.mark.parametrize("name", TRAINED)
-@pytest.mark.parametrize("method", ["conv", "conv-attention", "houlsby", "parallel"])
+CHECKPOINTED = [(n, m) for n in TRAINED for m in ("conv", "houlsby", "conv-parallel") if n in VARIED or m == "houlsby"]
+
+
+@pytest.mark.parametrize(("name", "method"), CHECKPOINTED)
 def test_gradients_are_the_same_with_checkpoints(name: str, method: str) -> None:
     kind = KINDS[name]
     found: dict[str, dict[str, torch.Tensor]] = {}
