@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
 
 from holdfast import checkpoints, files
+from holdfast.adapters.gradients import GradientCheck
 from holdfast.batches import Row, collate
 from holdfast.checkpoints import Run
 from holdfast.errors import HoldfastError
@@ -74,7 +75,8 @@ def train(
         quiet: no progress bar.
 
     Raises:
-        HoldfastError: nothing to train, settings that the trainer refuses, a loss that is not finite, no disk space.
+        HoldfastError: nothing to train, settings that the trainer refuses, a parameter that no gradient reaches,
+            a loss that is not finite, no disk space.
     """
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     if trainable == 0:
@@ -87,6 +89,7 @@ def train(
     )
     if holds is not None:
         trainer.callback_handler.callbacks.insert(0, holds)  # before the trackers, which log what they see
+    trainer.callback_handler.callbacks.insert(0, GradientCheck())  # before penalties add gradients of their own
     reset_peak_memory()
     started = time.perf_counter()
     with _keeping_whole(folder), bar("train", None, shown=not quiet, unit="step") as watch.bar:

@@ -7,7 +7,7 @@ from torch import nn
 
 from holdfast.recipe import Settings
 from holdfast.targets import ALL_LINEAR, Targets
-from holdfast.tuners.tuner import Tuner, within_block
+from holdfast.tuners.tuner import Tuner
 
 
 class ConvAdapterOptions(Settings):
@@ -70,4 +70,6 @@ class ConvAdapter(Tuner):
         return get_peft_model(model, config)
 
     def component(self, name: str) -> str:
-        return within_block(name)
+        from holdfast.adapters.components import component_of
+
+        return component_of(name)

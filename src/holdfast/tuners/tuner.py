@@ -95,11 +95,3 @@ def component(name: str) -> str:
     if ADAPTER not in parts:
         return parts[-1]
     return "modules_to_save" if "modules_to_save" in parts else parts[parts.index(ADAPTER) - 1]
-
-
-def within_block(name: str) -> str:
-    """The part of an adapter's block: "squeeze-excitation" of "...default.layer.squeeze_excitation.up.weight"."""
-    parts = name.split(".")
-    if ADAPTER not in parts or "modules_to_save" in parts:
-        return component(name)
-    return parts[parts.index(ADAPTER) + 2].replace("_", "-")  # the block's place stands between
