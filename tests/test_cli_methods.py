@@ -213,6 +213,17 @@ def test_methods_are_listed_with_their_papers():
     assert {name: paper in said[name] for name, paper in papers.items()} == dict.fromkeys(papers, True)
 
 
+def test_methods_are_listed_with_their_options():
+    (sift,) = [entry for entry in succeeded("methods", "--json").json if entry["name"] == "sift"]
+    options = {option["name"]: option for option in sift["options"]}
+    assert (options["density"]["default"], options["density"]["sizes"]) == (0.01, False)
+    assert options["count"]["sizes"]
+    assert all(option["what"] for option in options.values())
+    said = succeeded("methods").out
+    assert "tuner.density" in said
+    assert "tuner.rank" not in said
+
+
 @pytest.mark.parametrize("name", [name for name in METHODS if catalogue.tuner(name).registered_by])
 def test_options_are_the_configuration_s_own(name):
     """Same names, same defaults: what a method's file says twice can't drift apart."""

@@ -16,11 +16,11 @@ class BottleneckOptions(Settings):
     style: Literal["houlsby", "pfeiffer", "parallel", "layer"] = Field("pfeiffer", description="where they stand")
     width: int | None = Field(None, ge=1, description="channels inside; None: by reduction")
     reduction: int = Field(16, ge=1, description="the layer's width over the adapter's, where width is not given")
-    activation: str = "relu"
-    norm: Literal["layer", "rms", "none"] = "none"
-    scale: float | Literal["learned"] = 1.0
-    dropout: float = Field(0.0, ge=0, lt=1)
-    init: Literal["zero", "torch"] = "zero"
+    activation: str = Field("relu", description="a name that transformers knows")
+    norm: Literal["layer", "rms", "none"] = Field("none", description="before the first layer")
+    scale: float | Literal["learned"] = Field(1.0, description="of what is added; a number or learned")
+    dropout: float = Field(0.0, ge=0, lt=1, description="on what is added")
+    init: Literal["zero", "torch"] = Field("zero", description="zero: it starts as nothing")
     shared: bool = Field(False, description="one block for all layers")
 
 

@@ -13,24 +13,26 @@ from holdfast.tuners.tuner import Tuner
 class ConvAdapterOptions(Settings):
     """Of ConvAdapter; see `holdfast.ConvAdapterConfig`."""
 
-    preset: Literal["recommended", "paper"] = "recommended"
+    preset: Literal["recommended", "paper"] = Field("recommended", description="paper: SURE's block as it is")
     hidden: int | None = Field(None, ge=1, description="channels inside; None: half the width")
-    kernels: tuple[int, ...] = (3, 5, 3)
-    groups: Literal["grouped", "depthwise-separable", "dense"] = "grouped"
-    activation: str = "relu"
-    norm: Literal["layer", "rms", "none"] = "layer"
+    kernels: tuple[int, ...] = Field((3, 5, 3), description="of the convolutions in order, 3,5,3")
+    groups: Literal["grouped", "depthwise-separable", "dense"] = Field("grouped", description="of channels")
+    activation: str = Field("relu", description="a name that transformers knows")
+    norm: Literal["layer", "rms", "none"] = Field("layer", description="before the first convolution")
     se_reduction: int | None = Field(16, ge=1, description="of the gate's inside; None: no gate")
-    se_pool: Literal["mean", "running", "attention"] = "mean"
+    se_pool: Literal["mean", "running", "attention"] = Field("mean", description="what the gate sees of time")
     causal: bool | None = Field(None, description="None: as the layer is")
-    dilation: int = Field(1, ge=1)
-    dropout: float = Field(0.0, ge=0, lt=1)
-    scale: float | Literal["learned"] = 1.0
-    init: Literal["zero", "torch", "official_hf"] | None = None
+    dilation: int = Field(1, ge=1, description="of the convolutions")
+    dropout: float = Field(0.0, ge=0, lt=1, description="on what is added")
+    scale: float | Literal["learned"] = Field(1.0, description="of what is added; a number or learned")
+    init: Literal["zero", "torch", "official_hf"] | None = Field(None, description="None: the preset's")
     mixing: int | None = Field(None, ge=1, description="channels inside a pair of 1x1 convolutions; None: without")
-    biases: bool = False
+    biases: bool = Field(False, description="of convolutions and gate")
     shared: bool = Field(False, description="one block for all layers")
-    position: Literal["layer", "attention", "feed_forward", "parallel"] = "layer"
-    masked: bool | None = None
+    position: Literal["layer", "attention", "feed_forward", "parallel"] = Field(
+        "layer", description="after what it stands, or beside"
+    )
+    masked: bool | None = Field(None, description="padding is left out; None: the preset's")
 
     @field_validator("kernels", mode="before")
     @classmethod
