@@ -39,7 +39,7 @@ ALLOWED = {
     "curvature": {"curvature", "factors", "rows", "errors"},
     "adapters": {"adapters", "layers", "targets", "errors"},
     "shifts": {"shifts", "layers", "targets", "errors"},
-    "tuners": {"tuners", "layers", "targets", "errors"},
+    "tuners": {"tuners", "adapters", "layers", "targets", "errors"},
     "tasks": {"tasks", "errors"},
     "budgets": {"budgets", "batches", "evaluation", "likelihood", "layers", "pretrained", "progress", "errors"},
     "frontier": {

@@ -18,7 +18,10 @@ class Lora(Tuner):
     def prepare(self, model: nn.Module, targets: Targets, rank: int, alpha: float | None) -> nn.Module:
         from peft import LoraConfig, TaskType, get_peft_model
 
+        from holdfast.adapters.weight_norm import fold_weight_norm, say_folded
+
         layers = sorted(select(model, targets))
+        say_folded(fold_weight_norm(model, layers))
         causal = hasattr(model, "generate")
         config = LoraConfig(
             r=rank,
