@@ -1,8 +1,8 @@
 """Weight normalisation, which PEFT's merging overlooks: the merged layer is silently the unadapted one.
 
 A weight-normed layer computes its weight from a magnitude and a direction, w = g v / ||v|| (arXiv 1602.07868), at
-every forward pass. LoRA and its like add to the computed weight when they merge, and the next pass computes it anew. In
-wav2vec2 the positional convolution is such a layer; in vocoders (HiFi-GAN, VITS) nearly all are.
+every forward pass. LoRA and its like add to the computed weight when they merge, and the next pass computes it again.
+In wav2vec2 the positional convolution is such a layer; in vocoders (HiFi-GAN, VITS) nearly all are.
 """
 
 import warnings
