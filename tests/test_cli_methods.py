@@ -9,14 +9,14 @@ import torch
 from cli_runs import LENGTH, Place, files_in, make_model, place, refused, succeeded, tune  # noqa: F401
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from holdfast import catalogue
+from holdfast import HoldfastError, catalogue
 from holdfast.evaluation import mean_loss
 from holdfast.language_model import load_adapter, load_model
-from holdfast.recipe import DataSettings
+from holdfast.recipe import DataSettings, TrainingSettings
 from holdfast.sides import read_side
+from holdfast.training import train
 
 METHODS = catalogue.names("tuner")
-ADAPTERS = [name for name in METHODS if name not in ("full", "bitfit")]
 MOVELESS = [name for name in METHODS if not catalogue.tuner(name).shifts]
 FILES = {"adapter": "adapter_model.safetensors", "model": "model.safetensors"}
 SAME = 1e-6  # nats; the same sums in the same order
@@ -104,7 +104,7 @@ def test_a_budget_of_parameters(place, tmp_path, method):  # noqa: F811
         assert row["trainable_parameters"] == allowed
 
 
-@pytest.mark.parametrize("method", [name for name in ADAPTERS if not catalogue.tuner(name).shifts] + ["sift"])
+@pytest.mark.parametrize("method", [*(name for name in MOVELESS if catalogue.tuner(name).adapter), "sift"])
 @pytest.mark.parametrize(
     "held",
     [
@@ -125,7 +125,8 @@ def test_they_hold_on_where_they_can(place, tmp_path, method, held):  # noqa: F8
 
 @pytest.mark.parametrize("method", MOVELESS)
 def test_anchors_of_weights_are_refused(place, out_of, method):  # noqa: F811
-    says = ["moves no weight that an anchor of weights prices", "--space adapter", "--distill"]
+    says = ["moves no weight that an anchor of weights prices", "--distill"]
+    says.append("--space adapter" if catalogue.tuner(method).adapter else "distill_top_k")
     asked = tune(place, out_of, "--method", method, "--source", place.source)
     refused(*asked, "--curvature", "kronecker", says=says)
 
@@ -179,8 +180,37 @@ def test_biases_of_the_targets_alone(biased, tmp_path):
 
 def test_entries_that_are_exchanged_along_the_way(place, tmp_path):  # noqa: F811
     more = ("--method", "sift", "--set", "tuner.refresh=1", "--set", "tuner.batches=2", "--set", "tuner.scope=global")
-    (row,) = succeeded(*tune(place, tmp_path / "out", *more, "--json")).json["rows"]
+    out, again = tmp_path / "out", tmp_path / "again"
+    (row,) = succeeded(*tune(place, out, *more, "--save-steps", 2, "--json")).json["rows"]
     assert row["target_after"] < row["target_before"]
+    shutil.copytree(out / "checkpoints" / "checkpoint-2", again / "checkpoints" / "checkpoint-2")
+    succeeded("tune", out / "recipe.resolved.yaml", "--out", again, "--resume")
+    assert files_in(again / "adapter")[FILES["adapter"]] == files_in(out / "adapter")[FILES["adapter"]]
+
+
+def test_sparse_entries_are_held_by_an_anchor_of_weights(place, tmp_path):  # noqa: F811
+    held = ("--method", "sift", "--curvature", "kronecker", "--source", place.source, "--json")
+    rows = [
+        succeeded(*tune(place, tmp_path / str(strength), *held, "--strength", strength)).json["rows"][0]
+        for strength in (0, 1e4)
+    ]
+    assert 0 < rows[1]["predicted_forgetting"] < rows[0]["predicted_forgetting"]
+    assert sorted(rows[0]["shift_sizes"]) == sorted(rows[0]["per_layer"])
+
+
+def test_biases_hold_on_by_stored_answers(biased, tmp_path):
+    held = ("--method", "bitfit", "--source", biased.source, "--distill", 1)
+    refused(*tune(biased, tmp_path / "out", *held), says=["no adapter to switch off", "distill_top_k=256"])
+    done = succeeded(*tune(biased, tmp_path / "out", *held), "--set", "distill_top_k=16", "--json")
+    assert done.json["rows"][0]["predicted_forgetting"] is not None
+
+
+def test_a_parameter_that_nothing_reaches(place):  # noqa: F811
+    model = load_model(str(place.model), "float32")
+    model.idle = torch.nn.Parameter(torch.zeros(2))
+    rows = read_side(DataSettings(path=str(place.target)), AutoTokenizer.from_pretrained(place.model), 48).rows
+    with pytest.raises(HoldfastError, match="1 of .* trainable parameters got no gradient: idle"):
+        train(model, rows, TrainingSettings(steps=1), quiet=True)
 
 
 ELSEWHERE = """

@@ -71,7 +71,9 @@ def check_held(tuner: Tuner, recipe: TuneRecipe, holding: Holding) -> None:
         raise HoldfastError(
             f"--method {recipe.method} moves no weight that an anchor of weights prices",
             remedy="hold on to the adapter's own parameters (--curvature diagonal --space adapter --source DATA), or "
-            "in function space (--source self --distill 1)",
+            "in function space (--source self --distill 1)"
+            if tuner.adapter
+            else "hold on in function space: --source self --distill 1 --set distill_top_k=256",
         )
     if not tuner.steady and (recipe.budget or "adapter" in spaces):
         asked = f"budget={', '.join(recipe.budget)}" if recipe.budget else "--space adapter"

@@ -1,7 +1,8 @@
 """ConvAdapter's block: what it adds to a residual stream of speech frames, tokens or patches."""
 
 import math
-from typing import cast
+from collections.abc import Callable
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -118,12 +119,19 @@ def convolution(inn: int, out: int, kernel: int, config: ConvAdapterConfig) -> n
     Raises:
         HoldfastError: channels that can't be grouped.
     """
-    settings = {"dilation": config.dilation, "bias": config.biases}
-    if config.groups == "dense":
-        return nn.Sequential(nn.Conv1d(inn, out, kernel, **settings))  # type: ignore[arg-type]
-    if config.groups == "depthwise-separable":
-        depthwise = nn.Conv1d(inn, inn, kernel, groups=inn, **settings)  # type: ignore[arg-type]
-        return nn.Sequential(depthwise, nn.Conv1d(inn, out, 1, bias=config.biases))
+    return WAYS[config.groups](inn, out, kernel, {"dilation": config.dilation, "bias": config.biases})
+
+
+def _dense(inn: int, out: int, kernel: int, settings: dict[str, Any]) -> nn.Sequential:
+    return nn.Sequential(nn.Conv1d(inn, out, kernel, **settings))
+
+
+def _separable(inn: int, out: int, kernel: int, settings: dict[str, Any]) -> nn.Sequential:
+    depthwise = nn.Conv1d(inn, inn, kernel, groups=inn, **settings)
+    return nn.Sequential(depthwise, nn.Conv1d(inn, out, 1, bias=settings["bias"]))
+
+
+def _grouped(inn: int, out: int, kernel: int, settings: dict[str, Any]) -> nn.Sequential:
     groups = math.gcd(inn, out)
     if groups == 1 and min(inn, out) > 1:
         raise HoldfastError(
@@ -131,4 +139,11 @@ def convolution(inn: int, out: int, kernel: int, config: ConvAdapterConfig) -> n
             wanted="hidden channels that divide the width, or the other way round",
             remedy=f"set hidden={max(inn, out) // 2}, or groups='dense' or 'depthwise-separable'",
         )
-    return nn.Sequential(nn.Conv1d(inn, out, kernel, groups=groups, **settings))  # type: ignore[arg-type]
+    return nn.Sequential(nn.Conv1d(inn, out, kernel, groups=groups, **settings))
+
+
+WAYS: dict[str, Callable[[int, int, int, dict[str, Any]], nn.Sequential]] = {
+    "grouped": _grouped,
+    "depthwise-separable": _separable,
+    "dense": _dense,
+}

@@ -30,6 +30,7 @@ class BitFit(Tuner):
     paper = "BitFit, arXiv 2106.10199"
     Options = BitFitOptions
     shifts = False
+    adapter = False
     options: BitFitOptions
 
     def prepare(self, model: nn.Module, targets: Targets) -> nn.Module:

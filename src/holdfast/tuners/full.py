@@ -11,6 +11,7 @@ class Full(Tuner):
 
     name = "full"
     paper = ""
+    adapter = False
 
     def prepare(self, model: nn.Module, targets: Targets) -> nn.Module:
         layers = select(model, targets)

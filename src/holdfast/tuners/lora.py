@@ -31,7 +31,10 @@ class Lora(Tuner):
     def prepare(self, model: nn.Module, targets: Targets) -> nn.Module:
         from peft import LoraConfig, TaskType, get_peft_model
 
+        from holdfast.adapters.weight_norm import fold_weight_norm, say_folded
+
         layers = select(model, targets)
+        say_folded(fold_weight_norm(model, sorted(layers)))
         rank, alpha = self.options.rank, self.options.alpha
         causal = hasattr(model, "generate")
         config = LoraConfig(

@@ -23,6 +23,7 @@ class Tuner(ABC):
         least: the smallest value of that option.
         counts: whether that option is the number of trained parameters itself.
         shifts: whether what it trains moves weights of the targeted layers, which anchors of weights price.
+        adapter: whether it leaves one, which can be switched off; else the model itself is changed.
         registered_by: the module that makes PEFT know the method, for those that PEFT lacks; else None.
 
     Args:
@@ -36,6 +37,7 @@ class Tuner(ABC):
     least: ClassVar[int] = 1
     counts: ClassVar[bool] = False
     shifts: ClassVar[bool] = True
+    adapter: ClassVar[bool] = True
     registered_by: ClassVar[str | None] = None
     options: Any
 
