@@ -58,6 +58,7 @@ def test_it_learns_and_says_what_it_trained(tuned):
     assert f"{row['trainable_parameters']:,} parameters train" in done.err
     assert words in done.err
     assert words in (product(out) / "README.md").read_text()
+    assert words in (out / "report.html").read_text()
     assert set(row["tuner"]) == set(catalogue.tuner(method).Options.model_fields)
     if not catalogue.tuner(method).shifts:
         assert row["shift_sizes"] == {}
@@ -96,10 +97,12 @@ def test_it_goes_on_to_the_same_bits(tuned, tmp_path):
 @pytest.mark.parametrize("method", [name for name in METHODS if catalogue.tuner(name).sizes])
 def test_a_budget_of_parameters(place, tmp_path, method):  # noqa: F811
     asked = (*tune(place, tmp_path / "out", "--method", method, "--steps", 1), "--parameters", "10%", "--json")
-    (row,) = succeeded(*asked).json["rows"]
+    done = succeeded(*asked)
+    (row,) = done.json["rows"]
     tuner, allowed = catalogue.tuner(method), row["base_parameters"] // 10
     assert 0.6 * allowed < row["trainable_parameters"] <= allowed
-    assert row["tuner"][tuner.sizes[0]] is not None
+    size = row["tuner"][tuner.sizes[0]]
+    assert f"{tuner.sizes[0]} {size}: {row['trainable_parameters']:,} parameters train (" in done.err
     if tuner.counts:
         assert row["trainable_parameters"] == allowed
 
@@ -209,7 +212,7 @@ def test_a_parameter_that_nothing_reaches(place):  # noqa: F811
     model = load_model(str(place.model), "float32")
     model.idle = torch.nn.Parameter(torch.zeros(2))
     rows = read_side(DataSettings(path=str(place.target)), AutoTokenizer.from_pretrained(place.model), 48).rows
-    with pytest.raises(HoldfastError, match="1 of .* trainable parameters got no gradient: idle"):
+    with pytest.raises(HoldfastError, match=r"1 of .* trainable parameters got no gradient: idle"):
         train(model, rows, TrainingSettings(steps=1), quiet=True)
 
 

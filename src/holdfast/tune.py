@@ -122,7 +122,7 @@ def _prepared(recipe: TuneRecipe, tuner: Tuner, holding: Holding, out: Path, res
     torch.manual_seed(recipe.seed)
     tuner = sized(tuner, base, recipe.targets, recipe.parameters)
     model, trains = put_on(tuner, base, recipe.targets)
-    say(str(trains))
+    say(f"{tuner.sizes[0]} {getattr(tuner.options, tuner.sizes[0])}: {trains}" if recipe.parameters else str(trains))
     get_ready(tuner, model, sides["target"].rows, recipe.training.batch_size, recipe.seed)
     for product in PRODUCTS:
         check_destination(out / product)
