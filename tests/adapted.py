@@ -66,17 +66,19 @@ def sifts(network: Network, model: nn.Module) -> PeftModel:
 def _tuned(name: str) -> Callable[[Network, nn.Module], nn.Module]:
     tuner = catalogue.tuner(name)
     top = {"rank": RANK, "alpha": ALPHA} if tuner.sizes == ("rank",) else {}
-    return lambda network, model: chosen(tuner, {}, **top).prepare(model, network.targets)
+    return lambda network, model: chosen(tuner, {}, **top).prepare(model, sorted(select(model, network.targets)))
 
 
 FLAVOURS = {name: _tuned(name) for name in catalogue.names("tuner") if catalogue.tuner(name).shifts}
 FLAVOURS |= {"patterns": patterns, "two": two, "pissa": pissa, "sift": sift, "sifts": sifts}
+# IA3 scales biases too, which is no shift of a weight; only this one has none.
+ONLY = {"pissa": LINEAR, "ia3": ("llama",)}
 ANYWHERE = ("full", "sift", "sifts")  # ways that PEFT's LoRA on a layer does not limit
 CASES = [
     (flavour, network)
     for flavour in FLAVOURS
     for network in NETWORKS
-    if (NETWORKS[network].lora or flavour in ANYWHERE) and (network in LINEAR or flavour != "pissa")
+    if (NETWORKS[network].lora or flavour in ANYWHERE) and network in ONLY.get(flavour, NETWORKS)
 ]
 
 

@@ -107,7 +107,7 @@ def test_a_budget_of_parameters(place, tmp_path, method):  # noqa: F811
         assert row["trainable_parameters"] == allowed
 
 
-@pytest.mark.parametrize("method", [*(name for name in MOVELESS if catalogue.tuner(name).adapter), "sift"])
+@pytest.mark.parametrize("method", [*(name for name in MOVELESS if catalogue.tuner(name).adapter), "ia3", "sift"])
 @pytest.mark.parametrize(
     "held",
     [
@@ -191,8 +191,9 @@ def test_entries_that_are_exchanged_along_the_way(place, tmp_path):  # noqa: F81
     assert files_in(again / "adapter")[FILES["adapter"]] == files_in(out / "adapter")[FILES["adapter"]]
 
 
-def test_sparse_entries_are_held_by_an_anchor_of_weights(place, tmp_path):  # noqa: F811
-    held = ("--method", "sift", "--curvature", "kronecker", "--source", place.source, "--json")
+@pytest.mark.parametrize("method", ["sift", "ia3"])
+def test_other_shifts_are_held_by_an_anchor_of_weights(place, tmp_path, method):  # noqa: F811
+    held = ("--method", method, "--curvature", "kronecker", "--source", place.source, "--json")
     rows = [
         succeeded(*tune(place, tmp_path / str(strength), *held, "--strength", strength)).json["rows"][0]
         for strength in (0, 1e4)

@@ -25,13 +25,13 @@ class Ia3(Tuner):
     """W diag(l) on what feed-forward layers read, diag(l) W on what keys and values give; l starts at one.
 
     Where no targets are named, the paper's layers, found by the names that transformers gives them. Of named ones,
-    those that read a feed-forward activation are scaled at their input, all others at their output, a bias too.
+    those that read a feed-forward activation are scaled at their input, all others at their output, a bias too (which
+    no anchor of weights prices: where there is one, the penalty refuses).
     (PEFT's own table scales BERT's attention output at its input, and Gemma's queries in place of its keys.)
     """
 
     name = "ia3"
     paper = "(IA)^3, arXiv 2205.05638"
-    shifts = False
 
     def prepare(self, model: nn.Module, targets: Targets) -> nn.Module:
         from peft import IA3Config, TaskType, get_peft_model
