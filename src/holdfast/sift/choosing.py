@@ -5,10 +5,10 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from holdfast.sift.allocation import top, top_rows
 from holdfast.sift.config import OWN, SiftConfig
 from holdfast.sift.entries import Entries
 from holdfast.sift.lazy import FirstBackward
+from holdfast.sift.picking import highest
 from holdfast.sift.scores import score_of, scores
 from holdfast.sift.sizes import as_rows, sizes
 
@@ -43,9 +43,7 @@ def _pick(
     score = score_of(config.score)
     mean = None if gradient is None else gradient.to(torch.promote_types(gradient.dtype, torch.float32))
     mean = mean.square() if mean is not None and score.squared else mean
-    found = scores(score, mean, base, name, config.seed).contiguous()
-    by_row = config.scope == "row"
-    return top_rows(as_rows(module, parameter, found), count) if by_row else top(found.flatten(), count)
+    return highest(config.scope, module, parameter, scores(score, mean, base, name, config.seed), count)
 
 
 def _several_processes() -> bool:
