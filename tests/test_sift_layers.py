@@ -7,7 +7,7 @@ import pytest
 import torch
 from architectures import Convolutions, bert, convolution_1d, convolution_2d, dilated, gpt2, initialised, llama
 from peft import LoraConfig, get_peft_model
-from sifted import masks, sifted, trainable
+from sifted import masks, perceptron, sifted, trainable
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 from transformers import BertForTokenClassification
@@ -163,12 +163,21 @@ def test_a_layer_used_twice_chooses_by_the_sum_of_its_gradients():
     ({"density": 0.2, "scope": "row"}, {"0.weight": 7, "2.weight": 9, "4.weight": 6}),
 ])  # fmt: skip
 def test_as_many_entries_as_asked_for(options, counts):
-    from sifted import perceptron
-
     found = entries_of(sifted(perceptron(), **options))
     assert {name: len(one.entries.indices) for name, one in found.items()} == counts
     if options.get("scope") == "row":
         assert (masks(sifted(perceptron(), **options))["0.weight"].sum(dim=1) == 1).all()
+
+
+@pytest.mark.parametrize("score", ["gradient", "random", "magnitude"])
+@pytest.mark.parametrize(
+    "options", [{"count": 20}, {"density": 0.2, "scope": "row"}, {"count": 20, "scope": "global"}]
+)
+def test_a_model_without_weights_counts_the_same(score, options):
+    with torch.device("meta"):
+        bare = sifted(perceptron(), score=score, **options)
+    whole = sifted(perceptron(), score=score, **options)
+    assert [p.numel() for p in trainable(bare)] == [p.numel() for p in trainable(whole)]
 
 
 def refused() -> dict[str, tuple[nn.Module, str]]:
