@@ -180,16 +180,23 @@ def test_a_model_without_weights_counts_the_same(score, options):
     assert [p.numel() for p in trainable(bare)] == [p.numel() for p in trainable(whole)]
 
 
+class Codes(torch.Tensor):
+    """A tensor that is not what it looks like, as quantisers make them."""
+
+
 def refused() -> dict[str, tuple[nn.Module, str]]:
     packed = nn.Linear(4, 4).requires_grad_(False)
     packed.weight = nn.Parameter(torch.zeros(4, 4, dtype=torch.int8), requires_grad=False)
+    coded = nn.Linear(4, 4).requires_grad_(False)
+    coded.weight = nn.Parameter(torch.zeros(4, 4).as_subclass(Codes), requires_grad=False)
     small = nn.Linear(4, 4)
     small.weight = nn.Parameter(torch.zeros(4, 4).to(torch.float8_e4m3fn), requires_grad=False)
     adapted = get_peft_model(nn.Sequential(nn.Linear(4, 4)), LoraConfig(target_modules=["0"])).base_model.model[0]
     return {
         "computed from others": (weight_norm(nn.Linear(4, 4)), "leave this layer out"),
-        "packed (torch.int8)": (packed, "before it was quantised"),
-        "packed (torch.float8_e4m3fn)": (small, "before it was quantised"),
+        "packed (Codes, torch.float32)": (coded, "before it was quantised"),
+        "packed (Tensor, torch.int8)": (packed, "before it was quantised"),
+        "packed (Tensor, torch.float8_e4m3fn)": (small, "before it was quantised"),
         "made of other layers": (nn.Sequential(nn.Linear(4, 4)), "name those"),
         "without a weight": (nn.Tanh(), "leave this layer out"),
         "max_norm": (nn.Embedding(4, 4, max_norm=1.0), "leave this layer out"),
