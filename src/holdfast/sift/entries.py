@@ -99,7 +99,10 @@ class Entries(nn.Module):
                 at = torch.searchsorted(self.indices.long(), indices).clamp_max(len(self.indices) - 1)
                 stays = self.indices[at] == indices
                 values = torch.where(stays, self.values.detach()[at], values)
+            first = not self.chosen
             self._set(indices.to(index_type(tensor)), values, origin, chosen=True)
+            if first:
+                self.note()  # the tensor has these bits already: passes that are under way may go on
 
     def resize(self, count: int) -> None:
         """Another k, before anything is chosen."""
