@@ -12,6 +12,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from sifted import BATCH, batches, bits, loss, masks, perceptron, sifted, trainable
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from holdfast.errors import HoldfastError
@@ -73,10 +75,27 @@ def lazily() -> str:
     return ""
 
 
+def sharded(version: int) -> str:
+    """What FSDP's first step, or the pass after it, says here."""
+    model = sifted(perceptron())
+    if version == 1:
+        whole: Any = FullyShardedDataParallel(model, use_orig_params=True, device_id=torch.device("cpu"))
+    else:
+        whole = fully_shard(model, mesh=init_device_mesh("cpu", (dist.get_world_size(),)))
+    optimizer = torch.optim.AdamW(trainable(whole))
+    try:
+        loss(whole, batches(1)[0]).backward()
+        optimizer.step()
+        loss(whole, batches(1)[0])
+    except HoldfastError as error:
+        return str(error)
+    return ""
+
+
 def main() -> None:
     """Every case, gathered."""
     dist.init_process_group("gloo")
-    mine = {**{name: together(name) for name in CASES}, "lazily": lazily()}
+    mine = {**{name: together(name) for name in CASES}, "lazily": lazily(), "sharded": [sharded(1), sharded(2)]}
     everyone: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(everyone, mine)
     if dist.get_rank() == 0:

@@ -35,3 +35,7 @@ def test_only_the_entries_are_sent(ranks, case):
 
 def test_several_processes_want_a_choice_before_training(ranks):
     assert all("not chosen yet" in rank["lazily"] for rank in ranks)
+
+
+def test_sharded_weights_are_refused(ranks):
+    assert all("FSDP shards them" in said for rank in ranks for said in rank["sharded"])

@@ -130,6 +130,39 @@ def test_what_one_batch_cannot_choose_is_asked_for_first(options):
         model(batches(1)[0][0])
 
 
+def test_passes_that_are_under_way_when_entries_are_chosen_count_too():
+    base, data = perceptron(torch.float64), batches(2, dtype=torch.float64)
+    model = sifted(copy.deepcopy(base), score="gradient")
+    under_way = [loss(model, batch) for batch in data]
+    for one in under_way:
+        one.backward()
+    dense = copy.deepcopy(base)
+    loss(dense, data[0]).backward()
+    first = {name: p.grad.abs().flatten() for name, p in dense.named_parameters()}
+    for name, one in entries_of(model).items():
+        highest = first[name].topk(len(one.entries.indices)).indices.sort().values
+        torch.testing.assert_close(one.entries.indices.long(), highest)
+    loss(dense, data[1]).backward()
+    held = dict(dense.named_parameters())
+    for name, one in entries_of(model).items():
+        both = held[name].grad.flatten()[one.entries.indices]
+        torch.testing.assert_close(one.entries.values.grad, both, rtol=1e-12, atol=1e-15)
+
+
+def _moved(model: nn.Module) -> None:
+    for one in entries_of(model).values():
+        one.entries.move(one.entries.indices.flip(0))
+
+
+@pytest.mark.parametrize("change", [lambda model: model.base_model.disable_adapter_layers(), _moved])
+def test_going_back_through_another_state_of_the_adapter_is_refused(change):
+    model = sifted(perceptron(), targets=("0",))
+    value = loss(model, batches(1)[0])
+    change(model)
+    with pytest.raises((HoldfastError, RuntimeError), match=r"not as it was in the forward pass|inplace operation"):
+        value.backward()
+
+
 def test_an_observer_sees_the_dense_gradient_and_nothing_trains():
     base, data = perceptron(torch.bfloat16), batches(1, dtype=torch.bfloat16)[0]
     model = sifted(copy.deepcopy(base), score="gradient", batches=2)

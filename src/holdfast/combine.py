@@ -35,32 +35,39 @@ def combine(
         HoldfastError: a folder without a SIFT adapter, adapters of another base model, an `out` that holds something
             else.
     """
+    base = _check(parts, out, model)
+    with output_folder(out.parent):
+        loaded = _load(base, dtype, [folder for folder, _ in parts])
+        tensors = add_weighted(loaded, [(_called(i), weight) for i, (_, weight) in enumerate(parts)], NAME)
+        done = {
+            "schema": 1,
+            "model": base,
+            "adapters": [{"adapter": str(folder), "weight": weight} for folder, weight in parts],
+            "entries": sum(tensors.values()),
+            "tensors": tensors,
+        }
+        with whole_folder(out) as folder:
+            loaded.peft_config[NAME].base_model_name_or_path = base
+            loaded.save_pretrained(str(folder), selected_adapters=[NAME], save_embedding_layers=False)
+            write_text(folder / "README.md", _card(done))
+    return done
+
+
+def _check(parts: Sequence[tuple[Path, float]], out: Path, model: str | None) -> str:
+    """The base model, where nothing speaks against what was asked."""
     if not parts:
         raise HoldfastError("no adapters to combine", remedy="--adapter DIR --weight 1, once for each")
-    named = [_base(folder) for folder, _ in parts]
+    named = [base_of(folder) for folder, _ in parts]
     if any(out.resolve() == folder.resolve() for folder, _ in parts):
         raise HoldfastError(f"--out {out} would write over an adapter that came", remedy="choose another --out")
     check_destination(out, SIGNATURE)
     base = model or next((name for name in named if name), None)
     if base is None:
         raise HoldfastError(f"{parts[0][0]} names no base model", remedy="name it: --model MODEL")
-    loaded = _load(base, dtype, [folder for folder, _ in parts])
-    tensors = add_weighted(loaded, [(str(number), weight) for number, (_, weight) in enumerate(parts)], NAME)
-    done = {
-        "schema": 1,
-        "model": base,
-        "adapters": [{"adapter": str(folder), "weight": weight} for folder, weight in parts],
-        "entries": sum(tensors.values()),
-        "tensors": tensors,
-    }
-    with output_folder(out.parent), whole_folder(out) as folder:
-        loaded.peft_config[NAME].base_model_name_or_path = base
-        loaded.save_pretrained(str(folder), selected_adapters=[NAME], save_embedding_layers=False)
-        write_text(folder / "README.md", _card(done))
-    return done
+    return base
 
 
-def _base(folder: Path) -> str | None:
+def base_of(folder: Path) -> str | None:
     """The base model that an adapter names."""
     check_adapter(folder)
     try:
@@ -70,11 +77,16 @@ def _base(folder: Path) -> str | None:
 
 
 def _load(base: str, dtype: str, folders: list[Path]) -> Any:
-    """The model with all adapters on it, called "0", "1", ..."""
+    """The model with all adapters on it, in order."""
     model = load_model(base, dtype)
     for number, folder in enumerate(folders):
-        model = load_adapter(model, str(folder), str(number))
+        model = load_adapter(model, str(folder), _called(number))
     return model
+
+
+def _called(number: int) -> str:
+    """PEFT looks for adapters' names between the dots of tensors' names, where layers have numbers."""
+    return f"part-{number}"
 
 
 def _card(done: dict[str, Any]) -> str:

@@ -27,6 +27,8 @@ def prepare(config: SiftConfig, targets: list[Target]) -> None:
         entries.resize(counts[name])
         if not isinstance(config.score, str) or config.score.startswith(OWN) or config.scope == "global":
             continue
+        if entries.place.tensor.is_meta:  # a model without weights, to be counted
+            continue
         pick = partial(_pick, config, module, parameter, name, counts[name])
         if not score_of(config.score).gradient:
             with entries.place.apart() as base:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from holdfast.errors import HoldfastError
 from holdfast.sift.entries import Entries, digest
 from holdfast.sift.linking import expect_choice, linked
-from holdfast.sift.place import Place
+from holdfast.sift.place import Place, check_plain
 
 PARAMETERS = ("weight", "bias")
 
@@ -54,6 +54,7 @@ class SiftLayer(nn.Module, BaseTunerLayer):
         if not tensors:
             return self.base_layer(*args, **kwargs)
         for name in tensors:
+            check_plain(self.places[name].tensor)
             expect_choice(self.places[name], compiling=torch.compiler.is_compiling())
         held = self.base_layer._parameters
         before = {name: held[name] for name in tensors}

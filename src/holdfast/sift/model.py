@@ -5,6 +5,7 @@ from typing import Any, cast
 from peft import PeftConfig
 from peft.tuners.tuners_utils import BaseTuner
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from holdfast.pretrained import check_whole
 from holdfast.sift.choosing import prepare
@@ -14,7 +15,7 @@ from holdfast.sift.layer import PARAMETERS, SiftLayer
 from holdfast.sift.place import Place
 from holdfast.sift.refusals import check_target
 from holdfast.sift.stepping import follow_optimizers
-from holdfast.targets import canonical
+from holdfast.targets import ALL_LINEAR, base_layers, canonical
 
 
 class SiftModel(BaseTuner):
@@ -41,7 +42,9 @@ class SiftModel(BaseTuner):
 
     def _prepare_adapter_config(self, peft_config: Any, model_config: dict[str, Any]) -> PeftConfig:
         if peft_config.target_modules is None:
-            peft_config.target_modules = "all-linear"
+            peft_config.target_modules = ALL_LINEAR
+        if peft_config.target_modules == ALL_LINEAR and _places(self.model):
+            peft_config.target_modules = _all_linear(self.model)
         return peft_config
 
     def _check_tied_modules(self, model: nn.Module, peft_config: PeftConfig) -> None:
@@ -117,6 +120,14 @@ class SiftModel(BaseTuner):
 
 def _places(model: nn.Module) -> list[Place]:
     return [place for layer in model.modules() if isinstance(layer, SiftLayer) for place in layer.places.values()]
+
+
+def _all_linear(model: nn.Module) -> set[str]:
+    """What PEFT's "all-linear" was for the first adapter; it does not see linear layers inside ours."""
+    output = getattr(model, "get_output_embeddings", lambda: None)()
+    output = output.base_layer if isinstance(output, SiftLayer) else output
+    linear = (nn.Linear, Conv1D)
+    return {n for n, layer in base_layers(model).items() if isinstance(layer, linear) and layer is not output}
 
 
 def _share(model: nn.Module, places: list[Place]) -> None:
