@@ -7,7 +7,7 @@ import pytest
 import torch
 from architectures import Convolutions, bert, convolution_1d, convolution_2d, dilated, gpt2, initialised, llama
 from peft import LoraConfig, get_peft_model
-from sifted import masks, sifted, trainable
+from sifted import masks, perceptron, sifted, trainable
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 from transformers import BertForTokenClassification
@@ -163,24 +163,40 @@ def test_a_layer_used_twice_chooses_by_the_sum_of_its_gradients():
     ({"density": 0.2, "scope": "row"}, {"0.weight": 7, "2.weight": 9, "4.weight": 6}),
 ])  # fmt: skip
 def test_as_many_entries_as_asked_for(options, counts):
-    from sifted import perceptron
-
     found = entries_of(sifted(perceptron(), **options))
     assert {name: len(one.entries.indices) for name, one in found.items()} == counts
     if options.get("scope") == "row":
         assert (masks(sifted(perceptron(), **options))["0.weight"].sum(dim=1) == 1).all()
 
 
+@pytest.mark.parametrize("score", ["gradient", "random", "magnitude"])
+@pytest.mark.parametrize(
+    "options", [{"count": 20}, {"density": 0.2, "scope": "row"}, {"count": 20, "scope": "global"}]
+)
+def test_a_model_without_weights_counts_the_same(score, options):
+    with torch.device("meta"):
+        bare = sifted(perceptron(), score=score, **options)
+    whole = sifted(perceptron(), score=score, **options)
+    assert [p.numel() for p in trainable(bare)] == [p.numel() for p in trainable(whole)]
+
+
+class Codes(torch.Tensor):
+    """A tensor that is not what it looks like, as quantisers make them."""
+
+
 def refused() -> dict[str, tuple[nn.Module, str]]:
     packed = nn.Linear(4, 4).requires_grad_(False)
     packed.weight = nn.Parameter(torch.zeros(4, 4, dtype=torch.int8), requires_grad=False)
+    coded = nn.Linear(4, 4).requires_grad_(False)
+    coded.weight = nn.Parameter(torch.zeros(4, 4).as_subclass(Codes), requires_grad=False)
     small = nn.Linear(4, 4)
     small.weight = nn.Parameter(torch.zeros(4, 4).to(torch.float8_e4m3fn), requires_grad=False)
     adapted = get_peft_model(nn.Sequential(nn.Linear(4, 4)), LoraConfig(target_modules=["0"])).base_model.model[0]
     return {
         "computed from others": (weight_norm(nn.Linear(4, 4)), "leave this layer out"),
-        "packed (torch.int8)": (packed, "before it was quantised"),
-        "packed (torch.float8_e4m3fn)": (small, "before it was quantised"),
+        "packed (Codes, torch.float32)": (coded, "before it was quantised"),
+        "packed (Tensor, torch.int8)": (packed, "before it was quantised"),
+        "packed (Tensor, torch.float8_e4m3fn)": (small, "before it was quantised"),
         "made of other layers": (nn.Sequential(nn.Linear(4, 4)), "name those"),
         "without a weight": (nn.Tanh(), "leave this layer out"),
         "max_norm": (nn.Embedding(4, 4, max_norm=1.0), "leave this layer out"),

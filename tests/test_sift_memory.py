@@ -1,7 +1,9 @@
 """What SIFT keeps while it trains, under checkpointing and compiled too; and who chooses when."""
 
 import copy
+import gc
 import shutil
+import weakref
 from typing import Any
 
 import pytest
@@ -106,15 +108,23 @@ def test_checkpointing_changes_nothing(how, score):
     torch.testing.assert_close(again, plain, rtol=1e-12, atol=1e-14)
 
 
+@pytest.fixture
+def compiler():
+    """Torch's compiler, which keeps nothing of what it has seen before or sees here."""
+    torch._dynamo.reset()
+    yield torch.compile
+    torch._dynamo.reset()
+    gc.collect()
+
+
 @pytest.mark.parametrize("backend", ["eager", "aot_eager", "inductor"])
-def test_a_compiled_model_trains_as_it_does_uncompiled(backend):
+def test_a_compiled_model_trains_as_it_does_uncompiled(backend, compiler):
     if backend == "inductor" and not (shutil.which("gcc") or shutil.which("clang") or shutil.which("c++")):
         pytest.skip("torch.compile's own backend needs a C++ compiler")
-    torch._dynamo.reset()
     data = batches(4)
     plain, model = sifted(perceptron(), biases=True), sifted(perceptron(), biases=True)
     train(plain, data, torch.optim.AdamW(trainable(plain), lr=1e-2))
-    compiled = torch.compile(model, backend=backend, fullgraph=True)
+    compiled = compiler(model, backend=backend, fullgraph=True)
     train(compiled, data, torch.optim.AdamW(trainable(model), lr=1e-2))
     torch.testing.assert_close(bits(model), bits(plain), rtol=1e-5, atol=1e-6)
     with torch.no_grad():
@@ -128,6 +138,39 @@ def test_what_one_batch_cannot_choose_is_asked_for_first(options):
         torch.testing.assert_close(model(batches(1)[0][0]), perceptron()(batches(1)[0][0]), rtol=0, atol=0)
     with pytest.raises(HoldfastError, match=r"'0\.weight' are not chosen yet[\s\S]*select\(model, batches\)"):
         model(batches(1)[0][0])
+
+
+def test_passes_that_are_under_way_when_entries_are_chosen_count_too():
+    base, data = perceptron(torch.float64), batches(2, dtype=torch.float64)
+    model = sifted(copy.deepcopy(base), score="gradient")
+    under_way = [loss(model, batch) for batch in data]
+    for one in under_way:
+        one.backward()
+    dense = copy.deepcopy(base)
+    loss(dense, data[0]).backward()
+    first = {name: p.grad.abs().flatten() for name, p in dense.named_parameters()}
+    for name, one in entries_of(model).items():
+        highest = first[name].topk(len(one.entries.indices)).indices.sort().values
+        torch.testing.assert_close(one.entries.indices.long(), highest)
+    loss(dense, data[1]).backward()
+    held = dict(dense.named_parameters())
+    for name, one in entries_of(model).items():
+        both = held[name].grad.flatten()[one.entries.indices]
+        torch.testing.assert_close(one.entries.values.grad, both, rtol=1e-12, atol=1e-15)
+
+
+def _moved(model: nn.Module) -> None:
+    for one in entries_of(model).values():
+        one.entries.move(one.entries.indices.flip(0))
+
+
+@pytest.mark.parametrize("change", [lambda model: model.base_model.disable_adapter_layers(), _moved])
+def test_going_back_through_another_state_of_the_adapter_is_refused(change):
+    model = sifted(perceptron(), targets=("0",))
+    value = loss(model, batches(1)[0])
+    change(model)
+    with pytest.raises((HoldfastError, RuntimeError), match=r"not as it was in the forward pass|inplace operation"):
+        value.backward()
 
 
 def test_an_observer_sees_the_dense_gradient_and_nothing_trains():
@@ -144,9 +187,6 @@ def test_an_observer_sees_the_dense_gradient_and_nothing_trains():
 
 
 def test_nothing_outlives_a_model():
-    import gc
-    import weakref
-
     model = sifted(perceptron(), score="gradient")
     train(model, batches(2), torch.optim.AdamW(trainable(model), lr=1e-2))
     weak = [weakref.ref(one.entries) for one in entries_of(model).values()]

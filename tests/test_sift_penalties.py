@@ -15,6 +15,7 @@ from transformers import Trainer, TrainingArguments
 
 import holdfast
 from holdfast.anchor import Anchor
+from holdfast.anchors.approximation import quality
 from holdfast.errors import HoldfastError
 from holdfast.moved import shift_sizes
 from holdfast.penalties.absolute import Absolute
@@ -112,7 +113,7 @@ def test_the_weights_under_it_are_the_pre_trained_ones(make: Any) -> None:
     measured = Anchor.estimate(model, LLAMA.batches(2), targets=LLAMA.targets, progress=False)
     assert measured.weights == anchor.weights
     sizes, shifts = shift_sizes(model), holdfast.shifts(model)
-    wanted = {n: float(shift.matrix().norm() / reference[n].norm()) for n, shift in shifts.items()}
+    wanted = {n: float(shift.matrix().detach().norm() / reference[n].norm()) for n, shift in shifts.items()}
     assert sizes == pytest.approx(wanted, rel=1e-6)
     model.merge_adapter()
     assert_close(
@@ -167,6 +168,8 @@ def test_settling_goes_back_to_the_entries_of_before_whenever_they_were_chosen(d
     limit = penalty.predicted_forgetting / 9
     penalty.steerings[0].controller.limit = limit
     share = penalty.settle()
+    for found in entries_of(model).values():  # the weights follow, though no forward pass came in between
+        assert_close(found.tensor.flatten()[found.entries.indices], found.entries.absolute(), rtol=0, atol=0)
     assert 0.95 * limit < penalty.predicted_forgetting <= limit
     assert share == pytest.approx(1 / 3, rel=0.03)
     for name, shift in holdfast.shifts(model).items():
@@ -234,3 +237,28 @@ def test_the_diagonal_of_its_own_entries_is_that_of_the_weights() -> None:
 def test_what_is_not_chosen_is_not_measured() -> None:
     with pytest.raises(HoldfastError, match=r"not chosen yet: .*q_proj"):
         Anchor.estimate(lazily(), LLAMA.batches(2), curvature="diagonal", space="adapter", progress=False)
+
+
+def test_a_structure_is_judged_on_what_sift_moved() -> None:
+    model = move(sift(LLAMA, LLAMA.build()))
+    options = {"targets": LLAMA.targets, "progress": False}
+    small, exact = (
+        Anchor.estimate(LLAMA.build(), LLAMA.batches(2), storage=storage, **options)
+        for storage in ("low-rank:1", None)
+    )
+    shifts: Any = holdfast.shifts(model)
+    found = quality(small, exact, shifts, draws=2)
+    wanted = quality(small, exact, {name: shift.matrix().detach() for name, shift in shifts.items()}, draws=2)
+    assert [row.shift_error for row in found] == pytest.approx([row.shift_error for row in wanted], rel=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_prices_are_of_the_master_values_in_full_precision(dtype: torch.dtype) -> None:
+    model = move(sift(LLAMA, LLAMA.build().to(dtype)), size=1e-4)  # far below what bfloat16 can hold
+    anchor = Anchor.estimate(LLAMA.build().to(dtype), LLAMA.batches(2), targets=LLAMA.targets, progress=False)
+    penalty = Penalty(model, anchor)
+    moved = {name: reader().matrix().detach() for name, reader in penalty.prices[0].readers.items()}
+    assert {delta.dtype for delta in moved.values()} == {torch.float32}
+    wanted = 0.5 * sum(float(price(anchor.curvatures[name], delta)) for name, delta in moved.items())
+    assert penalty.predicted_forgetting == pytest.approx(wanted, rel=1e-4)
+    assert wanted > 0

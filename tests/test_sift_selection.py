@@ -1,6 +1,7 @@
 """Choosing SIFT's entries from batches: against dense gradients taken the plain way, and what it leaves behind."""
 
 import copy
+import gc
 from pathlib import Path
 
 import pytest
@@ -103,6 +104,27 @@ def test_how_tensors_are_grouped_changes_nothing_but_the_number_of_passes(memory
         size = 8 * one.tensor.numel() / 2**20
         groups, room = (groups, room - size) if groups and size <= room else (groups + 1, memory - size)
     assert len(calls) == 3 * groups
+
+
+@pytest.mark.parametrize("scope", ["tensor", "row", "global"])
+@pytest.mark.parametrize("score", ["gradient", "fisher"])
+def test_nothing_dense_of_a_tensor_outlives_its_pass(scope, score):
+    sizes = [(11, 7), (13, 11), (17, 13)]
+    model = sifted(nn.Sequential(*[nn.Linear(n, m) for m, n in sizes]), target_modules=["0", "1", "2"],
+                   scope=scope, score=score, density=0.05)  # fmt: skip
+    earlier, alive = [t for t in gc.get_objects() if isinstance(t, torch.Tensor)], []
+    known = {id(t) for t in earlier} | {p.data_ptr() for p in model.parameters()}
+
+    def look(*_):
+        found = [t for t in gc.get_objects() if type(t) is torch.Tensor]  # torch's compiler leaves fake ones behind
+        found = [t for t in found if not {id(t), t.data_ptr()} & known]
+        alive.append([sum(t.numel() == m * n for t in found) for m, n in sizes])
+
+    model.get_base_model().register_forward_pre_hook(look)
+    target = torch.zeros(2, dtype=torch.int64)
+    select(model, [torch.ones(2, 7)], lambda m, x: (m(x), target), accumulator_mb=1e-9)
+    own = 1 if score == "gradient" else 2  # the sum, and that of the batch at hand
+    assert alive == [[own, 0, 0], [0, own, 0], [0, 0, own]]
 
 
 @pytest.mark.parametrize("size", [1, 3, 6])

@@ -5,10 +5,10 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from holdfast.sift.allocation import top, top_rows
 from holdfast.sift.config import OWN, SiftConfig
 from holdfast.sift.entries import Entries
 from holdfast.sift.lazy import FirstBackward
+from holdfast.sift.picking import highest
 from holdfast.sift.scores import score_of, scores
 from holdfast.sift.sizes import as_rows, sizes
 
@@ -27,6 +27,8 @@ def prepare(config: SiftConfig, targets: list[Target]) -> None:
         entries.resize(counts[name])
         if not isinstance(config.score, str) or config.score.startswith(OWN) or config.scope == "global":
             continue
+        if entries.place.tensor.is_meta:  # a model without weights, to be counted
+            continue
         pick = partial(_pick, config, module, parameter, name, counts[name])
         if not score_of(config.score).gradient:
             with entries.place.apart() as base:
@@ -43,9 +45,7 @@ def _pick(
     score = score_of(config.score)
     mean = None if gradient is None else gradient.to(torch.promote_types(gradient.dtype, torch.float32))
     mean = mean.square() if mean is not None and score.squared else mean
-    found = scores(score, mean, base, name, config.seed).contiguous()
-    by_row = config.scope == "row"
-    return top_rows(as_rows(module, parameter, found), count) if by_row else top(found.flatten(), count)
+    return highest(config.scope, module, parameter, scores(score, mean, base, name, config.seed), count)
 
 
 def _several_processes() -> bool:

@@ -1,7 +1,7 @@
 """What a SIFT adapter trains, as PEFT's configuration."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from peft import PeftConfig
@@ -58,7 +58,7 @@ class SiftConfig(PeftConfig):
     refresh: int = 0
     biases: bool = False
     decay_to: Towards = "zero"
-    seed: int = field(default=0)
+    seed: int = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()

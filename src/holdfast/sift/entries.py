@@ -99,12 +99,15 @@ class Entries(nn.Module):
                 at = torch.searchsorted(self.indices.long(), indices).clamp_max(len(self.indices) - 1)
                 stays = self.indices[at] == indices
                 values = torch.where(stays, self.values.detach()[at], values)
-            self._set(indices.to(index_type(tensor)), values, origin)
+            first = not self.chosen
+            self._set(indices.to(index_type(tensor)), values, origin, chosen=True)
+            if first:
+                self.note()  # the tensor has these bits already: passes that are under way may go on
 
     def resize(self, count: int) -> None:
         """Another k, before anything is chosen."""
         values = torch.zeros(count, dtype=self.values.dtype, device=self.origin.device)
-        self._set(self.indices.new_full((count,), -1), values, self.origin.new_zeros(count))
+        self._set(self.indices.new_full((count,), -1), values, self.origin.new_zeros(count), chosen=not count)
 
     def write(self) -> None:
         """Put the values into the tensor, in place.
@@ -135,7 +138,7 @@ class Entries(nn.Module):
     def _mark(self) -> tuple[int, ...]:
         return id(self.values), self.values.data_ptr(), self.values._version
 
-    def _set(self, indices: Tensor, values: Tensor, origin: Tensor) -> None:
+    def _set(self, indices: Tensor, values: Tensor, origin: Tensor, chosen: bool) -> None:
         """Take over; the parameter stays the same object, for an optimizer may hold it."""
         if self.values.is_meta:  # PEFT's low_cpu_mem_usage makes every parameter so that is registered under it
             self._parameters["values"] = nn.Parameter(values, self.values.requires_grad)
@@ -145,8 +148,7 @@ class Entries(nn.Module):
         else:
             self.values.data, self.values.grad = values, None
         self.indices, self.origin = indices, origin
-        self.chosen = not len(indices) or bool(indices[0] >= 0)
-        self.chooser = None if self.chosen else self.chooser
+        self.chosen, self.chooser = chosen, None if chosen else self.chooser
         self._noted = None
 
     def _check(self, indices: Tensor, size: int) -> None:
@@ -193,16 +195,17 @@ class Entries(nn.Module):
                 remedy="load the base model that adapter_config.json names, in the dtype it was trained in",
             )
         indices = indices.to(tensor.device, index_type(tensor))
-        if len(indices) and int(indices[0]) >= 0:
+        chosen = not len(indices) or bool(indices[0] >= 0)
+        if chosen:
             self._check(indices.long(), tensor.numel())
         values = values.to(tensor.device, self.values.dtype)
         if self.place.reloaded and origin is not None:  # the tensor came with the entries in it: put the base back
-            self._set(indices, values, origin.to(tensor.device, tensor.dtype))
-            if self.chosen:
+            self._set(indices, values, origin.to(tensor.device, tensor.dtype), chosen)
+            if chosen:
                 put(tensor, self.indices, self.origin, quiet=False)
             return
         with self.place.apart() as whole:
-            self._set(indices, values, take(whole, indices.clamp_min(0)))
+            self._set(indices, values, take(whole, indices.clamp_min(0)), chosen)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)

@@ -85,6 +85,7 @@ class Gradients:
                     total = sums.pop(name).total
                     self.ranks.add_up(total)
                     yield name, total.div_(max(1, self.batches if self.squared else self.items))
+                    del total
 
     def _take(self, batches: Any, count: int) -> tuple[int]:
         self.own_batches = [] if batches is None else list(itertools.islice(batches_of(batches), count))

@@ -44,7 +44,7 @@ class FirstBackward:
     def _finish(self) -> None:
         if self._sum is not None:
             gradient, values = self._chosen(), self.entries.values
-            values.grad = gradient if values.grad is None else values.grad + gradient
+            values.grad = gradient if values.grad is None else values.grad.add_(gradient)
 
     def _chosen(self) -> Tensor:
         gradient, self._sum, self.uses = self._sum, None, 0

@@ -23,6 +23,7 @@ class Linked(torch.autograd.Function):
     def forward(ctx: Any, values: Tensor, weight: Tensor, indices: Tensor, entries: Entries | None) -> Tensor:
         """The weight's own storage, now depending on `values`; `entries` is None where nobody may look on."""
         ctx.indices, ctx.entries, ctx.dtype = indices, entries, values.dtype
+        ctx.chosen = entries is None or entries.chosen
         return weight.detach()
 
     @staticmethod
@@ -35,12 +36,20 @@ class Linked(torch.autograd.Function):
 
 def _received(ctx: Any, gradient: Tensor) -> Tensor | None:
     entries = ctx.entries
-    if entries is not None and entries.observer is not None:
+    if entries is None:
+        return take(gradient, ctx.indices).to(ctx.dtype)
+    if entries.observer is not None:
         entries.observer(gradient)
         return None
-    if entries is not None and not entries.chosen:
+    if not entries.chosen:
         return entries.chooser(gradient) if entries.chooser is not None else _unchosen(entries.place)
-    return take(gradient, ctx.indices).to(ctx.dtype)
+    if not entries.place.holds(entries) or (ctx.chosen and ctx.indices is not entries.indices):
+        raise HoldfastError(
+            f"a backward pass through {entries.place.name!r}, whose adapter is not as it was in the forward pass",
+            causes=("the adapter was switched off, or another on, in between", "its entries were chosen again"),
+            remedy="go back before that, or run the forward pass again",
+        )
+    return entries.gathered(gradient)
 
 
 def expect_choice(place: Place, compiling: bool = False) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from holdfast.sift.allocation import Competition, top, top_rows, total
 from holdfast.sift.config import SiftConfig
@@ -53,27 +53,34 @@ def pick(
     picked: dict[str, Picked] = {}
     wholes: dict[str, float | None] = {}
     for name, mean in means:
-        weight = found[name].tensor.detach()
-        own = scores(score, mean, weight, name, config.seed)
+        one = found[name]
+        own = scores(score, mean, one.tensor.detach(), name, config.seed)
         energy = None if mean is None else (mean if score.squared else mean.square()).flatten()
         wholes[name] = _sum(energy)
         if contest is not None:
             contest.add(name, own.flatten(), energy)
-            continue
-        count = len(found[name].entries.values)
-        indices = _apart(found[name], own.contiguous(), count, by_row=config.scope == "row")
-        picked[name] = Picked(indices, _sum(energy, indices), wholes[name])
+        else:
+            count = len(one.entries.values)
+            indices = highest(config.scope, one.layer.get_base_layer(), one.parameter, own, count)
+            picked[name] = Picked(indices, _sum(energy, indices), wholes[name])
+        del mean, own, energy  # the next pass over the batches begins before they would be replaced
     if contest is not None:
         won = contest.winners()
         picked = {name: Picked(indices, _sum(energy), wholes[name]) for name, (indices, energy) in won.items()}
     return picked
 
 
-def _apart(found: Found, own: Tensor, count: int, *, by_row: bool) -> Tensor:
-    """The highest of one tensor, or of each of its rows."""
-    if not by_row:
-        return top(own.flatten(), count)
-    return top_rows(as_rows(found.layer.get_base_layer(), found.parameter, own), count)
+def highest(scope: str, module: nn.Module, parameter: str, own: Tensor, count: int) -> Tensor:
+    """(count,) ascending flat indices of the highest scores in one tensor, or shared out over its rows.
+
+    Args:
+        scope: "row", or another, in which the tensor is one.
+        module, parameter: the base layer, and "weight" or "bias".
+        own: scores, of the tensor's shape.
+        count: of entries.
+    """
+    own = own.contiguous()
+    return top_rows(as_rows(module, parameter, own), count) if scope == "row" else top(own.flatten(), count)
 
 
 def _sum(energy: Tensor | None, indices: Tensor | None = None) -> float | None:

@@ -60,6 +60,10 @@ class Place:
         # of before raises. The same bits put back are none: a teacher may run between a student's passes.
         self._write(now, quiet=current)
 
+    def holds(self, entries: "Entries") -> bool:
+        """Whether these entries are in the tensor."""
+        return any(written is entries for written, _, _ in self._written)
+
     def restore(self) -> None:
         """The base tensor, bit for bit, until the next `settle`."""
         self._restore()

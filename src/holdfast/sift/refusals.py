@@ -3,7 +3,7 @@
 from typing import Any
 
 from peft.tuners.tuners_utils import BaseTunerLayer
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from holdfast.errors import HoldfastError
@@ -30,9 +30,10 @@ def _reason(module: Any) -> tuple[str, str]:
     weight = module._parameters.get("weight")
     if weight is None:
         return " without a weight that is a parameter", ""
-    if not weight.is_floating_point() or weight.element_size() < 2 or hasattr(weight, "quant_state"):
+    numbers = weight.is_floating_point() and weight.element_size() >= 2
+    if not numbers or type(weight.data) is not Tensor:  # torchao's and others' kinds of tensors say they are bfloat16
         packed = "train sparse entries on the model as it was before it was quantised, or LoRA on this one"
-        return f" whose weight is packed ({weight.dtype})", packed
+        return f" whose weight is packed ({type(weight.data).__name__}, {weight.dtype})", packed
     if isinstance(module, (nn.Embedding, nn.EmbeddingBag)) and module.max_norm is not None:
         return " with max_norm, which rewrites its weight as it looks up", ""
     return "", ""
