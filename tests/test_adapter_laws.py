@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftConfig, PeftModel, get_peft_model
-from pretrained_kinds import KINDS, run, stirred
+from pretrained_kinds import KINDS, drawn, run, stirred
 from torch.testing import assert_close
 
 from holdfast.adapters import BottleneckConfig, ConvAdapterConfig
@@ -87,13 +87,14 @@ def test_gradients_are_the_same_with_checkpoints(name: str, method: str) -> None
         stirred(model)
         if way != "plain":
             model.get_base_model().gradient_checkpointing_enable({"use_reentrant": way == "reentrant"})
-        run(model, kind).square().mean().backward()
+        output = run(model, kind)
+        (output * drawn(*output.shape)).sum().backward()
         require_gradients(model)
         found[way] = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
-    assert found["plain"]
+    assert min(float(gradient.abs().max()) for gradient in found["plain"].values()) > 1e-3
     for way in ("reentrant", "whole"):
         assert found[way].keys() == found["plain"].keys()
-        assert_close(found[way], found["plain"], rtol=1e-4, atol=1e-7)
+        assert_close(found[way], found["plain"], rtol=1e-3, atol=1e-4)
 
 
 @every_kind
