@@ -91,7 +91,7 @@ def test_gradients_are_the_same_with_checkpoints(name: str, method: str) -> None
         (output * drawn(*output.shape)).sum().backward()
         require_gradients(model)
         found[way] = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
-    assert min(float(gradient.abs().max()) for gradient in found["plain"].values()) > 1e-3
+    assert max(float(gradient.abs().max()) for gradient in found["plain"].values()) > 1e-3
     for way in ("reentrant", "whole"):
         assert found[way].keys() == found["plain"].keys()
         assert_close(found[way], found["plain"], rtol=1e-3, atol=1e-4)
