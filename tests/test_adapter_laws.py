@@ -143,3 +143,19 @@ def test_base_layers_keep_their_names() -> None:
     model = get_peft_model(bare, config("houlsby"))
     assert list(base_layers(model)) == expected
     assert [canonical(n) for n, _ in model.named_parameters() if "_blocks." not in n] == names
+
+
+@pytest.mark.parametrize("name", ["llama", "wav2vec2"])
+def test_half_precision_models_carry_float32_adapters(name: str) -> None:
+    kind = KINDS[name]
+    bare = kind.build().requires_grad_(False).bfloat16()
+    given = {k: v.bfloat16() if v.is_floating_point() else v for k, v in kind.inputs().items()}
+    with torch.no_grad():
+        base = run(bare, kind, **given)
+        model = get_peft_model(bare, config("conv-attention"))
+        assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
+        assert_close(run(model, kind, **given), base, rtol=0, atol=0)
+        changed = run(stirred(model), kind, **given)
+        assert changed.dtype == torch.bfloat16
+        assert not torch.equal(changed, base)
+        assert_close(run(copy.deepcopy(model), kind, **given), changed, rtol=0, atol=0)
