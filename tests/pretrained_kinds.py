@@ -157,7 +157,15 @@ KINDS = {
     ),
     "unispeech": Kind(of("UniSpeechModel", **SPEECH), _waves),
     "wav2vec2-bert": Kind(
-        of("Wav2Vec2BertModel", **SIZE, **SILENT, feature_projection_input_dim=10, conformer_conv_dropout=0.0),
+        of(
+            "Wav2Vec2BertModel",
+            **SIZE,
+            **SILENT,
+            feature_projection_input_dim=10,
+            conformer_conv_dropout=0.0,
+            feat_proj_dropout=0.0,
+            mask_time_prob=0.0,
+        ),
         lambda: {"input_features": drawn(2, 12, 10), "attention_mask": torch.ones(2, 12, dtype=torch.long)},
     ),
     "whisper": Kind(

@@ -122,14 +122,19 @@ class AdaptedLayer(nn.Module, BaseTunerLayer):
         if kwargs.get("use_cache"):
             kwargs["use_cache"] = False
 
+        # Reentrant checkpoints also look away from keywords: WavLM's position bias would send the backward pass in
+        # circles, and an encoder's states would get no gradient.
+        names = [name for name, value in kwargs.items() if isinstance(value, Tensor) and value.requires_grad]
+        tensors = [kwargs.pop(name) for name in names]
+
         def once(*given: Any) -> Any:
             base.gradient_checkpointing = False
             try:
-                return run(*given, **kwargs)
+                return run(*given[: len(args)], **dict(zip(names, given[len(args) :], strict=True)), **kwargs)
             finally:
                 base.gradient_checkpointing = True
 
-        return base._gradient_checkpointing_func(once, *args)
+        return base._gradient_checkpointing_func(once, *args, *tensors)
 
     def _run(self, valid: Tensor | None, shape: torch.Size, *args: Any, **kwargs: Any) -> Any:
         self._valid, self._shape = valid, shape
