@@ -19,7 +19,9 @@ class ConvAdapterOptions(Settings):
     groups: Literal["grouped", "depthwise-separable", "dense"] = Field("grouped", description="of channels")
     activation: str = Field("relu", description="a name that transformers knows")
     norm: Literal["layer", "rms", "none"] = Field("layer", description="before the first convolution")
-    se_reduction: int | None = Field(16, ge=1, description="of the gate's inside; None: no gate")
+    se_reduction: int | None = Field(
+        16, ge=1, description="width over the channels inside the gate; None: no gate, and far fewer parameters"
+    )
     se_pool: Literal["mean", "running", "attention"] = Field("mean", description="what the gate sees of time")
     causal: bool | None = Field(None, description="None: as the layer is")
     dilation: int = Field(1, ge=1, description="of the convolutions")
@@ -43,7 +45,8 @@ class ConvAdapterOptions(Settings):
 class ConvAdapter(Tuner):
     """h + s SE(conv(conv(f(conv(norm(h)))))), convolutions over time and a gate after each transformer layer.
 
-    The convolutions' own count hardly depends on their channels, so a budget of parameters sets `mixing`.
+    The convolutions' own count hardly depends on their channels, so a budget of parameters sets `mixing`. On wide
+    models most parameters are the gate's, 2 d^2 / se_reduction a layer: `se_reduction: null` leaves it out.
     Where no targets are named, the transformer layers are found.
     """
 

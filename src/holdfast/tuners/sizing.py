@@ -57,7 +57,8 @@ def solve(model: nn.Module, tuner: Tuner, targets: Targets, budget: int) -> Tune
         raise HoldfastError(
             f"--parameters {budget:,}: --method {tuner.name} trains {smallest:,} already at its smallest "
             f"({tuner.sizes[0]} {tuner.least})",
-            remedy=f"allow {smallest:,} or more, choose fewer targets, or another --method",
+            remedy=f"allow {smallest:,} or more, choose fewer targets, other options of the method's, or another "
+            "--method; holdfast methods lists them",
         )
     return tuner.sized(largest(counted, budget, tuner.least))
 
