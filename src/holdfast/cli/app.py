@@ -3,8 +3,10 @@
 import typer
 
 from holdfast.cli.anchor import anchor
+from holdfast.cli.combine import combine
 from holdfast.cli.demo import demo
 from holdfast.cli.evaluate import evaluate
+from holdfast.cli.export import export
 from holdfast.cli.fit import fit
 from holdfast.cli.frontier import frontier
 from holdfast.cli.methods import methods
@@ -23,6 +25,8 @@ app.command()(demo)
 app.command()(anchor)
 app.command()(tune)
 app.command()(fit)
+app.command()(combine)
+app.command()(export)
 app.command()(evaluate)
 app.command()(frontier)
 app.command()(report)
