@@ -276,7 +276,8 @@ def test_what_is_no_plain_lora(place, anchor, tuned, tmp_path, out):  # noqa: F8
     tensors = load_file(tmp_path / "strange" / "adapter_model.safetensors")
     tensors[f"base_model.model.{LAYER}.base_layer.weight"] = torch.zeros(32, 32)
     save_file(tensors, tmp_path / "strange" / "adapter_model.safetensors")
-    refused(*fit(tmp_path / "strange", anchor, out), says=["1 tensors that are no LoRA's", "base_layer.weight"])
+    neither = ["1 tensors that are neither LoRA's nor SIFT's", "base_layer.weight"]
+    refused(*fit(tmp_path / "strange", anchor, out), says=neither)
     shutil.copytree(tuned, tmp_path / "several" / "one")
     refused(*fit(tmp_path / "several", anchor, out), says=["holds several adapters", "several/one"])
     refused(*fit(place.path, anchor, out), says=["adapter_config.json is missing"])

@@ -91,7 +91,7 @@ WAYS = ("quadratic", "damped", "root", "distill", "together", "several")
 
 
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("method", ["lora", "full"])
+@pytest.mark.parametrize("method", ["lora", "full", "sift"])
 def test_measured_forgetting_ends_inside_the_budget(way, method):
     if method == "full" and way in ("distill", "together"):
         pytest.skip("a bare model has no teacher beside it")

@@ -1,7 +1,9 @@
 """What SIFT keeps while it trains, under checkpointing and compiled too; and who chooses when."""
 
 import copy
+import gc
 import shutil
+import weakref
 from typing import Any
 
 import pytest
@@ -106,15 +108,23 @@ def test_checkpointing_changes_nothing(how, score):
     torch.testing.assert_close(again, plain, rtol=1e-12, atol=1e-14)
 
 
+@pytest.fixture
+def compiler():
+    """Torch's compiler, which keeps nothing of what it has seen before or sees here."""
+    torch._dynamo.reset()
+    yield torch.compile
+    torch._dynamo.reset()
+    gc.collect()
+
+
 @pytest.mark.parametrize("backend", ["eager", "aot_eager", "inductor"])
-def test_a_compiled_model_trains_as_it_does_uncompiled(backend):
+def test_a_compiled_model_trains_as_it_does_uncompiled(backend, compiler):
     if backend == "inductor" and not (shutil.which("gcc") or shutil.which("clang") or shutil.which("c++")):
         pytest.skip("torch.compile's own backend needs a C++ compiler")
-    torch._dynamo.reset()
     data = batches(4)
     plain, model = sifted(perceptron(), biases=True), sifted(perceptron(), biases=True)
     train(plain, data, torch.optim.AdamW(trainable(plain), lr=1e-2))
-    compiled = torch.compile(model, backend=backend, fullgraph=True)
+    compiled = compiler(model, backend=backend, fullgraph=True)
     train(compiled, data, torch.optim.AdamW(trainable(model), lr=1e-2))
     torch.testing.assert_close(bits(model), bits(plain), rtol=1e-5, atol=1e-6)
     with torch.no_grad():
@@ -177,9 +187,6 @@ def test_an_observer_sees_the_dense_gradient_and_nothing_trains():
 
 
 def test_nothing_outlives_a_model():
-    import gc
-    import weakref
-
     model = sifted(perceptron(), score="gradient")
     train(model, batches(2), torch.optim.AdamW(trainable(model), lr=1e-2))
     weak = [weakref.ref(one.entries) for one in entries_of(model).values()]

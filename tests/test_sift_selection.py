@@ -116,7 +116,7 @@ def test_nothing_dense_of_a_tensor_outlives_its_pass(scope, score):
     known = {id(t) for t in earlier} | {p.data_ptr() for p in model.parameters()}
 
     def look(*_):
-        found = [t for t in gc.get_objects() if isinstance(t, torch.Tensor)]
+        found = [t for t in gc.get_objects() if type(t) is torch.Tensor]  # torch's compiler leaves fake ones behind
         found = [t for t in found if not {id(t), t.data_ptr()} & known]
         alive.append([sum(t.numel() == m * n for t in found) for m, n in sizes])
 

@@ -43,7 +43,7 @@ def base_layers(model: nn.Module) -> dict[str, Any]:
 def trained_in_place(model: nn.Module) -> dict[str, Any]:
     """Canonical name -> adapter layer, where it trains in the base layer's own weight, which is then not the base's.
 
-    Its `pretrained_weight()` is, a copy or the tensor itself, to be read only.
+    Its `pretrained_weight()` is, a copy or the tensor itself, to be read only; its `settle()` writes what it trains.
     """
     return {canonical(name): m for name, m in model.named_modules() if hasattr(m, "pretrained_weight")}
 

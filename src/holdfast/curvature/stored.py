@@ -81,11 +81,11 @@ class Stored(Curvature):
         if not worthwhile(values, self.shape):
             return super().sparse(values, rows, columns)
         delta, order = SparseMatrix.ordered(values, rows, columns, self.shape)
-        inputs = self.inputs.flatten(0, 1)  # (n t, in)
-        moved = delta.times(inputs.T)  # D x: (out, n t)
-        scores = (moved.T.view_as(self.gradients) * self.gradients).sum(dim=(1, 2))
+        inputs = self.inputs.flatten(0, 1).T.contiguous()  # (in, n t), turned once for both products
+        moved = delta.times(inputs).T.contiguous().view_as(self.gradients)  # D x
+        scores = (moved * self.gradients).sum(dim=(1, 2))
         weighted = (self.gradients * scores[:, None, None]).flatten(0, 1)  # (n t, out)
-        priced = delta.picked_product(weighted.T, inputs)
+        priced = delta.picked_product(weighted.T, inputs.T)
         return torch.empty_like(priced).index_copy_(0, order, priced).add_(values, alpha=self.raised)
 
     def _sparse_indexed(self, values: Tensor, rows: Tensor, columns: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from holdfast.budgets.settling import settle, start_of, starts_within
 from holdfast.budgets.steering import LOOKS, Steering
 from holdfast.errors import HoldfastError
 from holdfast.likelihood import ForwardLoss
+from holdfast.targets import trained_in_place
 
 Accepted = Budget | float | str  # see `Budget.parse`
 Handle = tuple[Callable[[], float | None], Callable[[float], None]]  # a forecast, and what sets its strength
@@ -138,7 +139,10 @@ class Regularizer(ABC):
         trained = self._trainable()
         within = starts_within(self.model)  # entries are chosen during training, so their start is known at its end
         start = [within.get(id(one), first) for one, first in zip(trained, self._start, strict=True)]
-        return settle(trained, start, excess)
+        share = settle(trained, start, excess)
+        for layer in trained_in_place(self.model).values():
+            layer.settle()  # what is in the weights follows what was trained
+        return share
 
     def figures(self) -> dict[str, float]:
         """`report`, the strength, and what budgets say: of a second budget with `_2` behind the names, and so on."""

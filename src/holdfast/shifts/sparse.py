@@ -37,7 +37,7 @@ class Sparse(Shift):
             return (mapped(self.matrix(), inputs) * gradients).sum(dim=(1, 2))
         delta, _ = SparseMatrix.ordered(self.values, self.rows, self.columns, self.shape)
         moved = delta.times(inputs.flatten(0, 1).T)  # D x: (out, n t)
-        return (moved.T.view_as(gradients) * gradients).sum(dim=(1, 2))
+        return (moved.T.contiguous().view_as(gradients) * gradients).sum(dim=(1, 2))
 
     def _projected_indices(self, inputs: Tensor, gradients: Tensor) -> Tensor:
         known, places = inputs.unique(return_inverse=True)  # (m,) columns of D that inputs point at; (n, t)
