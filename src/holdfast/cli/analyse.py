@@ -2,6 +2,8 @@
 
 import typer
 
+from holdfast.cli.analyse_landscape import landscape
+
 app = typer.Typer(
     name="analyse",
     help="Look into a model and its adapter: each analysis leaves figures, a page, a picture and what they say.",
@@ -9,6 +11,8 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode="rich",
 )
+
+app.command()(landscape)
 
 
 @app.callback()
