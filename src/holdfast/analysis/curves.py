@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from itertools import pairwise
 
-
 ROUNDING = 1e-9  # of sums of float64
 
 

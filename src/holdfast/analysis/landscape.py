@@ -22,7 +22,7 @@ from holdfast.likelihood import ForwardLoss, bare
 from holdfast.progress import track
 from holdfast.shifts.shift import Shift
 
-PRETRAINED, RANDOM = "pre-trained", "random"
+PRETRAINED, RANDOM = "pre-trained", "randomly initialised"
 FLOOR = 1e-4  # nats: what float32 sums of another order differ by is a hundredth of it
 TAU = 0.1  # nats
 
@@ -43,9 +43,9 @@ class Grid:
     """
 
     span: float = 1.0
-    points: int = 51
+    points: int = 41
     seeds: int = 5
-    plane: int = 11
+    plane: int = 9
     normalise: Normalise = "filter"
     floor: float = FLOOR
     tau: float = TAU

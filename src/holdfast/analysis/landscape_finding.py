@@ -21,6 +21,7 @@ NAMES = {
     "roughness": "roughness, nats/alpha²",
     "width": "level set's width",
 }
+SHORT = {PRETRAINED: "pre-trained", RANDOM: "random init"}
 SAID = {"gaussian": "random lines", "gradient": "gradient", "tuned": "to tuned"}
 OSCILLATES = 0.05  # of the variation beyond a single valley: below it, a curve is one valley
 
@@ -169,7 +170,7 @@ def table(found: Landscape) -> Table:
     columns = list(dict.fromkeys((curve.start, curve.direction) for curve in found.curves))
     sums = [over_seeds(_shapes(found.of(*column))) for column in columns]
     rows = [[NAMES[name], *(_about(figure[name]) for figure in sums)] for name in FIGURES]
-    header = ["", *(f"{start}\n{SAID[direction]}" for start, direction in columns)]
+    header = ["", *(f"{SHORT[start]}\n{SAID[direction]}" for start, direction in columns)]
     return Table("Shapes of the curves, by start and direction", header, rows)
 
 

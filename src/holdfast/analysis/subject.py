@@ -42,7 +42,7 @@ class Asked:
 
 @dataclass
 class Subject:
-    """A pre-trained model in eval mode and the sides that were read: `rows` to learn from, `held_out` to measure on."""
+    """A pre-trained model in eval mode and what was read: sides' `rows` to learn from, `held_out` to measure on."""
 
     name: str
     model: Any

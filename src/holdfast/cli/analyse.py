@@ -2,6 +2,7 @@
 
 import typer
 
+from holdfast.cli.analyse_calibration import calibration
 from holdfast.cli.analyse_landscape import landscape
 
 app = typer.Typer(
@@ -13,6 +14,7 @@ app = typer.Typer(
 )
 
 app.command()(landscape)
+app.command()(calibration)
 
 
 @app.callback()
