@@ -25,7 +25,7 @@ TINY = {"progress": False}
 def regression():
     """A linear layer whose outputs are the targets: the loss is 1/2 |D x|^2 per item and stationary at the anchor."""
     torch.manual_seed(0)
-    model = nn.Linear(5, 3).double()
+    model = nn.Sequential(nn.Linear(5, 3)).double()
     inputs = [torch.randn(4, 5, dtype=torch.float64) for _ in range(9)]
     data = [{"x": x, "y": model(x).detach()} for x in inputs]
     return model, data, lambda m, batch: (m(batch["x"]), batch["y"])
@@ -38,14 +38,10 @@ def test_an_exact_forecast_is_found_exact(kind):
         model, data, curvature=kind, targets=".*", fisher="exact", forward_loss=forward_loss, **TINY
     )
     delta = torch.randn(3, 5, dtype=torch.float64)
-    before = model.weight.clone()
-    path = (
-        scaled_path({"": Dense(delta)})
-        if "" in anchor.curvatures
-        else scaled_path({next(iter(anchor.curvatures)): Dense(delta)})
-    )
+    before = model[0].weight.clone()
+    path = scaled_path({"0": Dense(delta)})
     found = calibration(model, {kind: anchor}, path, data, forward_loss=forward_loss)
-    assert torch.equal(model.weight, before)
+    assert torch.equal(model[0].weight, before)
     assert found.places == list(ALPHAS)
     rows = torch.cat([batch["x"] for batch in data])
     items = sum(Items(model, forward_loss).read(batch).items for batch in data)
@@ -108,7 +104,7 @@ def test_ranks_as_scipy_ranks(seed):
 def test_the_words_say_the_figures():
     model, data, forward_loss = regression()
     anchor = Anchor.estimate(model, data, targets=".*", fisher="exact", forward_loss=forward_loss, **TINY)
-    path = scaled_path({next(iter(anchor.curvatures)): Dense(torch.randn(3, 5, dtype=torch.float64))})
+    path = scaled_path({"0": Dense(torch.randn(3, 5, dtype=torch.float64))})
     found = calibration(model, {"exact": anchor}, path, data, forward_loss=forward_loss)
     said = finding(found, {"model": "m"}, [])
     assert f"{found.measured[5]:.3g}" in said.words

@@ -137,10 +137,13 @@ def panels(found: Calibration, fits: Mapping[str, Fit]) -> list[Panel]:
         against.append(Line(name, true, [found.forecasts[name][i] for i in told], colors[name], points=True))
         ratios.append(Line(name, found.places, one.ratios, colors[name], points=True))
     unit = "nats per item"
-    return [
-        Panel("Rise of the source loss", found.along, unit, rises, "The band is two standard errors wide.", wide=True),
-        Panel("Forecast against truth", f"measured, {unit}", f"forecast, {unit}", against,
-              "Rises within two standard errors of nothing are left out.", x_scale="log", y_scale="log"),
-        Panel("Forecast over measured", found.along, "ratio", ratios,
-              "At 1 it is exact; where it is level, right but for its size."),
-    ]  # fmt: skip
+    first = Panel(
+        "Rise of the source loss", found.along, unit, rises, "The band is two standard errors wide.", wide=True
+    )
+    if not told:
+        return [first]
+    names = f"measured, {unit}", f"forecast, {unit}"
+    left_out = "Rises within two standard errors of nothing are left out."
+    both = Panel("Forecast against truth", *names, against, left_out, x_scale="log", y_scale="log")
+    said = "At 1 it is exact; where it is level, right but for its size."
+    return [first, both, Panel("Forecast over measured", found.along, "ratio", ratios, said)]

@@ -14,7 +14,7 @@ from holdfast.shifts.shift import precise
 
 
 class Moving:
-    """theta + sum over i of alpha_i d_i, in float32 or better, written into the model in the weights' own precision."""
+    """theta + sum over i of alpha_i d_i: summed in float32 or better, written in the weights' own precision."""
 
     def __init__(self, known: Sequence[Place]) -> None:
         self.places = list(known)
