@@ -18,11 +18,10 @@ NAMES = {
     "variation": "total variation, nats",
     "excess_variation": "beyond one valley, nats",
     "sign_changes": "changes of direction",
-    "roughness": "roughness, nats/alpha²",
+    "roughness": "roughness, nats per alpha²",
     "width": "level set's width",
 }
-SHORT = {PRETRAINED: "pre-trained", RANDOM: "random init"}
-SAID = {"gaussian": "random lines", "gradient": "gradient", "tuned": "to tuned"}
+SAID = {"gaussian": "random lines", "gradient": "gradient", "tuned": "towards tuned"}
 OSCILLATES = 0.05  # of the variation beyond a single valley: below it, a curve is one valley
 
 
@@ -43,7 +42,7 @@ def finding(found: Landscape, settings: Mapping[str, Any]) -> Finding:
         settings={**settings, "grid": vars(found.grid), "moved_entries": found.moved},
         figures=figures(found, said),
         panels=panels(found),
-        tables=[table(found)],
+        tables=[table(found, start) for start in found.losses],
         warnings=warnings(found),
     )
 
@@ -113,8 +112,22 @@ def words(found: Landscape, said: Mapping[str, Any]) -> str:
             f"{_part(figure)} of its variation beyond one valley; within {grid.tau:g} nats of its lowest point lie "
             f"{_about(figure['width'])} of alpha's {2 * grid.span:g}."
         )
+    parts += [_way(curve.alphas, curve.losses) for curve in found.of(PRETRAINED, "tuned")]
     parts.append(_verdict(found, said))
-    return " ".join(parts)
+    return " ".join(filter(None, parts))
+
+
+def _way(alphas: Sequence[float], losses: Sequence[float]) -> str:
+    """From theta to the tuned weights, as far as the grid goes; a barrier is what lies above both ends."""
+    way = [
+        (alpha, loss) for alpha, loss in zip(alphas, losses, strict=True) if 0 <= alpha <= 1 and math.isfinite(loss)
+    ]
+    if len(way) < 2:
+        return ""
+    (_, first), (alpha, last) = way[0], way[-1]
+    barrier = max(loss for _, loss in way) - max(first, last)
+    over = f"over a barrier of {barrier:.3g} nats" if barrier > 0 else "without a barrier"
+    return f"Towards the tuned weights the loss goes from {first:.3f} to {last:.3f} nats at alpha = {alpha:g}, {over}."
 
 
 def _scaled(how: str) -> str:
@@ -165,13 +178,12 @@ def warnings(found: Landscape) -> list[str]:
     return said
 
 
-def table(found: Landscape) -> Table:
-    """One column for each start and direction: mean and standard deviation over seeds."""
-    columns = list(dict.fromkeys((curve.start, curve.direction) for curve in found.curves))
-    sums = [over_seeds(_shapes(found.of(*column))) for column in columns]
+def table(found: Landscape, start: str) -> Table:
+    """One column for each direction: mean and standard deviation over seeds."""
+    directions = list(dict.fromkeys(curve.direction for curve in found.curves if curve.start == start))
+    sums = [over_seeds(_shapes(found.of(start, direction))) for direction in directions]
     rows = [[NAMES[name], *(_about(figure[name]) for figure in sums)] for name in FIGURES]
-    header = ["", *(f"{SHORT[start]}\n{SAID[direction]}" for start, direction in columns)]
-    return Table("Shapes of the curves, by start and direction", header, rows)
+    return Table(f"Curves around the {start} weights", ["", *(SAID[one] for one in directions)], rows)
 
 
 def panels(found: Landscape) -> list[Panel]:
@@ -227,7 +239,7 @@ def _rises(curves: Sequence[Curve], start: str) -> list[Mark]:
     for index, curve in enumerate(curves):
         low = min((loss for loss in curve.losses if math.isfinite(loss)), default=math.nan)
         rise = [loss - low if loss > low else None for loss in curve.losses]
-        found.append(Line(start, curve.alphas, rise, COLORS[start], shown=index == 0, opacity=0.6))
+        found.append(Line(start, curve.alphas, rise, COLORS[start], shown=index == 0, opacity=0.85))
     return found
 
 
