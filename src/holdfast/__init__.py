@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from holdfast.penalties.together import Together as Together
     from holdfast.sampling import sample_from as sample_from
     from holdfast.shifts.read import snapshot as snapshot
+    from holdfast.sift.callback import SiftCallback as SiftCallback
+    from holdfast.sift.config import SiftConfig as SiftConfig
     from holdfast.trainers import HoldfastCallback as HoldfastCallback
     from holdfast.trainers import attach as attach
 
@@ -26,6 +28,8 @@ _HOME = {
     "HoldfastCallback": "holdfast.trainers",
     "HoldfastError": "holdfast.errors",
     "Penalty": "holdfast.penalties.quadratic",
+    "SiftCallback": "holdfast.sift.callback",
+    "SiftConfig": "holdfast.sift.config",
     "Together": "holdfast.penalties.together",
     "attach": "holdfast.trainers",
     "fit": "holdfast.fitting.fit",
