@@ -262,3 +262,21 @@ def test_prices_are_of_the_master_values_in_full_precision(dtype: torch.dtype) -
     wanted = 0.5 * sum(float(price(anchor.curvatures[name], delta)) for name, delta in moved.items())
     assert penalty.predicted_forgetting == pytest.approx(wanted, rel=1e-4)
     assert wanted > 0
+
+
+def test_an_anchor_of_entries_is_of_their_places_too() -> None:
+    made = [sift(LLAMA, LLAMA.build(), decay_to="start", seed=seed) for seed in (0, 0, 1)]  # all values are 0
+    options = {"curvature": "diagonal", "space": "adapter", "progress": False}
+    anchors = [Anchor.estimate(model, LLAMA.batches(2), **options) for model in made]
+    anchors[0].check(made[1])
+    with pytest.raises(HoldfastError, match="of other entries"):
+        anchors[0].check(made[2])
+    with pytest.raises(HoldfastError, match="places"):
+        Anchor.merge([anchors[0], anchors[2]])
+    penalty = Penalty(made[0], anchors[0])
+    found = next(iter(entries_of(made[0]).values()))
+    found.entries.move(found.entries.indices.clone())  # another tensor, the same places
+    penalty()
+    found.entries.move((found.entries.indices + 1) % found.tensor.numel())
+    with pytest.raises(HoldfastError, match="without refresh"):
+        penalty()

@@ -23,7 +23,7 @@ from holdfast.measuring.collecting import measure
 from holdfast.measuring.measurement import Measurement, Sampling
 from holdfast.measuring.parameters import ParameterMeasurement, needs_gradients
 from holdfast.measuring.stopping import check_extent
-from holdfast.parts import Part, Space, frozen_under, parts_in, select_parts, sizes_of
+from holdfast.parts import Part, Space, frozen_under, parts_in, places_of, select_parts, sizes_of
 from holdfast.plan.probing import for_model
 from holdfast.pretrained import at_anchor, at_start, check_whole
 from holdfast.rows.origin import Per
@@ -152,7 +152,7 @@ class Anchor:
         facts |= {"products": str(dtype or "as the model").removeprefix("torch."), "draws": draws, "per": per}
         if space == "adapter":
             under = {name: fingerprint(part.pretrained) for name, part in frozen_under(model, parts).items()}
-            facts |= {"space": space, "base": under}
+            facts |= {"space": space, "base": under} | ({"places": places} if (places := places_of(parts)) else {})
         sizes = sizes_of(parts, flat=plain)
         if not kind.statistics():
             curvatures = {name: kind.from_sums(size, {}, 1) for name, size in sizes.items()}
@@ -194,6 +194,10 @@ class Anchor:
         """
         self._check_same(self.weights, parts_in(model, self.space))
         self._check_same(self.facts.get("base", {}), parts_in(model, "weights"))
+        if known := self.facts.get("places"):
+            found = places_of({name: part for name, part in parts_in(model, self.space).items() if name in known})
+            for name in (name for name in known if found.get(name) != known[name]):
+                raise self.foreign(f"{name} is of other entries than the anchored ones")
 
     def _check_same(self, anchored: dict[str, dict[str, Any]], parts: dict[str, Part]) -> None:
         for name, known in anchored.items():

@@ -1,5 +1,6 @@
 """What curvature is measured of, one part for each parameter: base layers' weights, or what an adapter trains."""
 
+import hashlib
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -36,6 +37,11 @@ class Part:
     def pretrained(self) -> Tensor:
         """The parameter as it is without adapters, to be read only."""
         return self.tensor if self.within is None else self.within.pretrained_weight()
+
+    @property
+    def places(self) -> Tensor | None:
+        """Where its numbers are in the weight that it trains entries of, (n,), flat; None where it is whole itself."""
+        return getattr(self.module, "indices", None) if self.kind is None else None
 
     def matrix(self, tensor: Tensor) -> Tensor:
         """View a tensor of the parameter's own shape as a matrix."""
@@ -118,6 +124,16 @@ def sizes_of(parts: Mapping[str, Part], *, flat: bool) -> dict[str, LayerSize]:
     if flat:
         return {name: LayerSize(1, part.tensor.numel()) for name, part in parts.items()}
     return {name: LayerSize(*part.size, indexed=part.indexed, chain=part.chain) for name, part in parts.items()}
+
+
+def places_of(parts: Mapping[str, Part]) -> dict[str, str]:
+    """Name -> SHA-256 of the places of each part that has some: the same numbers elsewhere are another start."""
+    found = {name: part.places for name, part in parts.items()}
+    return {
+        name: hashlib.sha256(places.cpu().long().numpy().tobytes()).hexdigest()
+        for name, places in found.items()
+        if places is not None
+    }
 
 
 def frozen_under(model: nn.Module, parts: Mapping[str, Part]) -> dict[str, Part]:

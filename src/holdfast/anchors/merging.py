@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 KEPT = ("base_model", "products", "base", "plan")  # facts of one anchor that are those of several
 ORIGIN = ("base_model", "source", "seed", "data_sha256")  # facts that tell parts apart
-OPTIONS = ("item", "per", "draws", "fraction", "form", "space")  # facts that must agree for sums to mean the same
+OPTIONS = ("item", "per", "draws", "fraction", "form", "space", "places")  # that must agree for sums to mean the same
 APPROXIMATION = (
     "each layer's sum of Kronecker products is one Kronecker product with the same partial traces; "
     "a penalty that is given the list of anchors adds them exactly"

@@ -9,7 +9,7 @@ from torch import nn
 from holdfast.anchor import Anchor
 from holdfast.errors import HoldfastError
 from holdfast.layers import require_kind
-from holdfast.parts import Part, parts_in, select_parts
+from holdfast.parts import Part, parts_in, places_of, select_parts
 from holdfast.shifts.dense import Dense
 from holdfast.shifts.kept import Kept
 from holdfast.shifts.low_rank import LowRank
@@ -59,8 +59,21 @@ def _parts_since(model: nn.Module, anchor: Anchor) -> dict[str, Callable[[], Shi
 
 
 def _part_reader(part: Part, shape: tuple[int, int]) -> Callable[[], Shift]:
-    kept = Kept(part.tensor.detach().clone())
-    return lambda: Dense(part.matrix(part.tensor - kept.beside(part.tensor)).reshape(shape))
+    kept, known = Kept(part.tensor.detach().clone()), places_of({"": part})
+    looked_at = [part.places]  # hashed again only when they are another tensor
+
+    def read() -> Shift:
+        if (places := part.places) is not looked_at[0]:
+            if places_of({"": part}) != known:
+                raise HoldfastError(
+                    "other entries train now than those that the anchor of the adapter was measured on",
+                    causes=["they were chosen again (refresh)"],
+                    remedy="train without refresh, or hold on by an anchor of the weights",
+                )
+            looked_at[0] = places
+        return Dense(part.matrix(part.tensor - kept.beside(part.tensor)).reshape(shape))
+
+    return read
 
 
 def _since(name: str, layer: Any, plain: Callable[[], Shift], anchor: Anchor) -> Callable[[], Shift]:
