@@ -55,7 +55,7 @@ ALLOWED = {
         "targets",
         "errors",
     },
-    "tuners": {"tuners", "layers", "targets", "errors"},
+    "tuners": {"tuners", "adapters", "recipe", "sift", "targets", "errors"},
     "tasks": {"tasks", "errors"},
     "budgets": {"budgets", "batches", "evaluation", "likelihood", "layers", "pretrained", "progress", "errors"},
     "analysis/figure": {"report"},
@@ -82,6 +82,7 @@ ALLOWED = {
         "tune",
         "tune_recipe",
         "tuned",
+        "tuning_method",
     },
     "penalties": {
         "penalties",

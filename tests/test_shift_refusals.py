@@ -24,7 +24,6 @@ def test_merged_adapters_are_refused() -> None:
 @pytest.mark.parametrize(
     "config",
     [
-        IA3Config(target_modules=["up_proj", "down_proj"], feedforward_modules=["down_proj"]),
         VeraConfig(target_modules=["up_proj"], r=2),
         AdaLoraConfig(target_modules=["up_proj"], init_r=2, target_r=1, total_step=10),
     ],
@@ -33,6 +32,20 @@ def test_merged_adapters_are_refused() -> None:
 def test_tuners_whose_shift_is_not_known_are_refused(config: Any) -> None:
     model = get_peft_model(NETWORKS["llama"].build(), config)
     with pytest.raises(HoldfastError, match="is not read yet"):
+        shifts(model)
+
+
+def test_scales_of_a_bias_are_refused() -> None:
+    model = get_peft_model(NETWORKS["mlp"].build(), IA3Config(target_modules=["0"], feedforward_modules=[]))
+    with pytest.raises(HoldfastError, match="which scale its bias too"):
+        shifts(model)
+    model = get_peft_model(NETWORKS["mlp"].build(), IA3Config(target_modules=["0"], feedforward_modules=["0"]))
+    assert list(shifts(model)) == ["0"]
+
+
+def test_scales_of_a_convolution_are_refused() -> None:
+    model = get_peft_model(NETWORKS["conv2d"].build(), IA3Config(target_modules=["first"], feedforward_modules=[]))
+    with pytest.raises(HoldfastError, match="scales of a layer that is not linear"):
         shifts(model)
 
 

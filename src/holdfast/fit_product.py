@@ -164,7 +164,8 @@ def _check_tensors(folder: Path, base: Any) -> None:
             f"the adapter in {folder} holds {len(strange)} tensors that are neither LoRA's nor SIFT's and that "
             f"nothing prices: {', '.join(strange[:3])}",
             causes=["modules_to_save, trained biases or resized embeddings", "another method than LoRA or SIFT"],
-            remedy="fit a plain LoRA or SIFT; or merge the adapter and fit the whole model",
+            remedy="fit a plain LoRA or SIFT; what PEFT can merge (IA3, DoRA) can be fitted as a whole model; "
+            "prefixes, bottlenecks and ConvAdapters move no weight: train again under --budget, which distils",
         )
 
 

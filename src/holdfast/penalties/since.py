@@ -14,6 +14,7 @@ from holdfast.shifts.dense import Dense
 from holdfast.shifts.kept import Kept
 from holdfast.shifts.low_rank import LowRank
 from holdfast.shifts.read import active_of, effective, factors, has_magnitude, readers, refuse_weightless
+from holdfast.shifts.scaling import is_scaling
 from holdfast.shifts.shift import Shift
 from holdfast.targets import ALL_LINEAR, base_layers, canonical, trained_in_place
 
@@ -32,8 +33,9 @@ def readers_since(model: nn.Module, anchor: Anchor) -> dict[str, Callable[[], Sh
     """
     if anchor.space == "adapter":
         return _parts_since(model, anchor)
-    adapted = {canonical(n): m for n, m in model.named_modules() if hasattr(m, "lora_A") and hasattr(m, "base_layer")}
-    if not adapted and not any(hasattr(m, "base_layer") for m in model.modules()):
+    around = [(n, m) for n, m in model.named_modules() if hasattr(m, "base_layer")]
+    adapted = {canonical(n): m for n, m in around if hasattr(m, "lora_A") or is_scaling(m)}
+    if not around:
         refuse_weightless(model)
         anchor.check(model)
         trainable = {n: m for n, m in base_layers(model).items() if m.weight.requires_grad}
@@ -81,7 +83,7 @@ def _since(name: str, layer: Any, plain: Callable[[], Shift], anchor: Anchor) ->
     base: Any = layer.base_layer
     if anchor.is_at(name, base.weight):
         return plain
-    if not base.weight.is_floating_point():  # packed: nothing can be said of a difference
+    if not base.weight.is_floating_point() or is_scaling(layer):  # packed: nothing can be said of a difference
         raise anchor.foreign(f"{name}.weight differs from the anchored weight")
     kind, active = require_kind(name, base), active_of(layer)
     with torch.no_grad():

@@ -7,11 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from holdfast.errors import HoldfastError
-from holdfast.layers import LayerKind, kind_of, require_kind
+from holdfast.layers import LayerKind, is_weight_normed, kind_of, require_kind
 from holdfast.shifts.dense import Dense
 from holdfast.shifts.in_place import is_sparse, sparse_reader
 from holdfast.shifts.kept import Kept
 from holdfast.shifts.low_rank import LowRank
+from holdfast.shifts.scaling import is_scaling, scaling_reader, unread_scaling
 from holdfast.shifts.shift import Reader, Shift, precise
 from holdfast.targets import base_layers, canonical, pretrained_weights
 
@@ -25,8 +26,8 @@ def shifts(model: nn.Module, reference: Mapping[str, Tensor] | None = None) -> d
     """Layer name -> shift, for every layer that can move.
 
     LoRA (any scaling, rank and alpha patterns, several active adapters summed) gives low-rank shifts; DoRA, and
-    LoRA whose initialisation changed the base weight, give dense ones; SIFT gives sparse ones; a model without
-    adapters gives dense shifts of its trainable weights against `reference`.
+    LoRA whose initialisation changed the base weight, give dense ones, and so does IA3; SIFT gives sparse ones; a
+    model without adapters gives dense shifts of its trainable weights against `reference`.
 
     Args:
         model: a PEFT model or a bare one.
@@ -59,7 +60,8 @@ def readers(model: nn.Module, reference: Mapping[str, Tensor] | None = None) -> 
     trainable = {n: m for n, m in base_layers(model).items() if m.weight.requires_grad}
     if not trainable:
         raise HoldfastError("no layer of the model is trainable", remedy="set requires_grad on what should move")
-    for name in trainable:
+    for name, module in trainable.items():
+        _refuse_weight_norm(name, module)
         if name not in reference:
             raise HoldfastError(f"the trainable layer {name!r} is not in the reference")
     return {n: _full_reader(require_kind(n, m), m, reference[n]) for n, m in trainable.items()}
@@ -92,6 +94,7 @@ def _full_reader(kind: LayerKind, module: Any, anchored: Tensor) -> Reader:
 def _adapter_reader(name: str, layer: Any, reference: Mapping[str, Tensor] | None) -> Reader:
     check_readable(name, layer)
     base = layer.base_layer
+    _refuse_weight_norm(name, base)
     kind = require_kind(name, base)
     anchored = None if reference is None else reference.get(name)
     if is_sparse(layer):
@@ -99,6 +102,9 @@ def _adapter_reader(name: str, layer: Any, reference: Mapping[str, Tensor] | Non
     _refuse_merged(name, layer)
     if anchored is not None and torch.equal(anchored, base.weight):
         anchored = None  # the base weight is the anchor: the adapter alone is the shift
+
+    if is_scaling(layer):
+        return scaling_reader(layer, kind, lambda: unpacked(name, base), anchored)
 
     def read() -> Shift:
         _refuse_merged(name, layer)
@@ -126,6 +132,10 @@ def check_readable(name: str, layer: Any) -> None:
     """Raise HoldfastError for adapters whose effect is not known to be a shift of the layer's weight."""
     if is_sparse(layer):
         return
+    if is_scaling(layer):
+        if not (what := unread_scaling(layer)):
+            return
+        raise _unread(name, what)
     variants = {type(variant).__name__ for variant in getattr(layer, "lora_variant", {}).values()}
     if not isinstance(getattr(layer, "lora_A", None), nn.ModuleDict) or hasattr(layer, "parameter_name"):
         what = f"a {type(layer).__module__.split('.')[-2]} adapter ({type(layer).__name__})"
@@ -135,9 +145,13 @@ def check_readable(name: str, layer: Any) -> None:
         what = "a convolution that PEFT adapts without its dilation or its padding mode"
     else:
         return
-    raise HoldfastError(
+    raise _unread(name, what)
+
+
+def _unread(name: str, what: str) -> HoldfastError:
+    return HoldfastError(
         f"layer {name!r} carries {what}, whose shift is not read yet",
-        wanted="LoRA (with rsLoRA, DoRA, PiSSA ...), SIFT or full fine-tuning",
+        wanted="LoRA (with rsLoRA, DoRA, PiSSA ...), IA3 on linear layers, SIFT or full fine-tuning",
         remedy=f"{ELSEWHERE}; or use LoRA",
     )
 
@@ -146,6 +160,16 @@ def _refuse_merged(name: str, layer: Any) -> None:
     if getattr(layer, "merged", False):
         raise HoldfastError(
             f"the adapter on {name!r} is merged into the weight", remedy="call model.unmerge_adapter() first"
+        )
+
+
+def _refuse_weight_norm(name: str, base: nn.Module) -> None:
+    if is_weight_normed(base):
+        raise HoldfastError(
+            f"the weight of {name!r} is weight-normed: computed anew at every pass, so a shift put into it is lost",
+            wanted="a plain weight",
+            remedy="call holdfast.adapters.weight_norm.fold_weight_norm(model, names) before anything else, or leave "
+            "this layer out of the targets",
         )
 
 
