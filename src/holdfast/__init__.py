@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from holdfast import shifts as shifts
+    from holdfast.adapters import BottleneckConfig as BottleneckConfig
+    from holdfast.adapters import ConvAdapterConfig as ConvAdapterConfig
     from holdfast.anchor import Anchor as Anchor
     from holdfast.anchors.approximation import quality as quality
     from holdfast.errors import HoldfastError as HoldfastError
@@ -24,6 +26,8 @@ __version__ = "0.1.0"
 # Public name -> module: nothing heavy is imported before it is used.
 _HOME = {
     "Anchor": "holdfast.anchor",
+    "BottleneckConfig": "holdfast.adapters",
+    "ConvAdapterConfig": "holdfast.adapters",
     "Distill": "holdfast.penalties.distill",
     "HoldfastCallback": "holdfast.trainers",
     "HoldfastError": "holdfast.errors",
