@@ -13,7 +13,7 @@ from holdfast import catalogue
 
 PACKAGE = Path(holdfast.__file__).parent
 MODULES = {path.relative_to(PACKAGE).with_suffix("").as_posix(): path for path in sorted(PACKAGE.rglob("*.py"))}
-HEAVY = ("torch", "transformers", "peft", "optuna", "sqlalchemy", "scipy", "plotly")
+HEAVY = ("torch", "transformers", "peft", "optuna", "sqlalchemy", "scipy", "plotly", "matplotlib")
 HOOKS = (
     "register_hook",
     "register_forward_hook",
@@ -42,6 +42,11 @@ ALLOWED = {
     "tuners": {"tuners", "layers", "targets", "errors"},
     "tasks": {"tasks", "errors"},
     "budgets": {"budgets", "batches", "evaluation", "likelihood", "layers", "pretrained", "progress", "errors"},
+    "analysis/figure": {"report"},
+    "analysis/interactive": {"analysis", "report"},
+    "analysis/static": {"analysis"},
+    "analysis/page": {"analysis", "report"},
+    "analysis/leaving": {"analysis", "errors", "files", "machine"},
     "frontier": {
         "frontier",
         "anchors",

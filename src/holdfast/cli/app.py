@@ -2,6 +2,7 @@
 
 import typer
 
+from holdfast.cli.analyse import app as analyse
 from holdfast.cli.anchor import anchor
 from holdfast.cli.demo import demo
 from holdfast.cli.evaluate import evaluate
@@ -27,6 +28,7 @@ app.command()(evaluate)
 app.command()(frontier)
 app.command()(report)
 app.command()(methods)
+app.add_typer(analyse)
 
 
 def _version(shown: bool) -> None:

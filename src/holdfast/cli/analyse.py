@@ -1,0 +1,16 @@
+"""`holdfast analyse`: what can be seen of a model and an adapter, gathered; one file per analysis."""
+
+import typer
+
+app = typer.Typer(
+    name="analyse",
+    help="Look into a model and its adapter: each analysis leaves figures, a page, a picture and what they say.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+)
+
+
+@app.callback()
+def _analyse() -> None:
+    return
