@@ -2,6 +2,8 @@
 
 import typer
 
+from holdfast.cli.analyse_sparsity import sparsity
+
 app = typer.Typer(
     name="analyse",
     help="Look into a model and its adapter: each analysis leaves figures, a page, a picture and what they say.",
@@ -14,3 +16,6 @@ app = typer.Typer(
 @app.callback()
 def _analyse() -> None:
     return
+
+
+app.command()(sparsity)
