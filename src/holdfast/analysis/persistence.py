@@ -118,8 +118,8 @@ def trained(
                 parameter.requires_grad_(True)
             scored = reader.run(to_device(next(batches), device))
             loss = summed_loss(scored) / scored.items
-            if not math.isfinite(float(loss)):
-                raise HoldfastError(f"the loss is {float(loss)} after {step} steps", remedy="lower the learning rate")
+            if not math.isfinite(found := float(loss.detach())):
+                raise HoldfastError(f"the loss is {found} after {step} steps", remedy="lower the learning rate")
             loss.backward()
             optimizer.step()
             step += 1

@@ -102,5 +102,7 @@ def _examples(batch: Any) -> int:
     """The first dimension of the batch's first tensor."""
     if isinstance(batch, Tensor):
         return len(batch) if batch.dim() else 1
-    parts = list(batch.values()) if hasattr(batch, "values") else list(batch) if isinstance(batch, (tuple, list)) else []
+    parts = (
+        list(batch.values()) if hasattr(batch, "values") else list(batch) if isinstance(batch, (tuple, list)) else []
+    )
     return next((count for part in parts if (count := _examples(part))), 0)

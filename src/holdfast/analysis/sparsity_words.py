@@ -50,7 +50,9 @@ def sentences(measured: "Measured") -> list[str]:
         f"takes {_percent(smallest_share(NULLS['Gaussian'], NORM))}.",
     ]
     said += _averaging(measured.by_examples["pre-trained"])
-    others = {name: one.by_tensor(SHARE, *BODY).middle for name, one in measured.conditions.items() if one is not start}
+    others = {
+        name: one.by_tensor(SHARE, *BODY).middle for name, one in measured.conditions.items() if one is not start
+    }
     said += [f"{_NAMES[name]}, the same 1 % carry {_percent(value)} of the norm." for name, value in others.items()]
     return said + _persistence(measured)
 
@@ -72,12 +74,15 @@ def _persistence(measured: "Measured") -> list[str]:
         f"the same task (at most {_percent(other.own)} could be held; Jaccard {other.jaccard:.2f}, at random "
         f"{chance(SHARE).jaccard:.3f}), and {_percent(task.recall)} on the source (Jaccard {task.jaccard:.2f})."
     ]
+    parts = []
     for name, moments in measured.training.items():
-        (_, first), (step, last) = moments[0], moments[-1]
-        said.append(
-            f"After {step} steps of training they hold {_percent(last.recall)} on {name} "
-            f"({_percent(first.recall)} before; Jaccard {last.jaccard:.2f})."
+        (_, first), (_, last) = moments[0], moments[-1]
+        parts.append(
+            f"{_percent(last.recall)} on {name} ({_percent(first.recall)} before; Jaccard {last.jaccard:.2f})"
         )
+    if parts:
+        steps = max(step for moments in measured.training.values() for step, _ in moments)
+        said.append(f"After {steps} steps of training they hold {' and '.join(parts)}.")
     return said
 
 
@@ -145,9 +150,9 @@ def _body(one: Sparsity) -> Concentration:
 
 
 def panels(measured: "Measured") -> list[Panel]:
-    """Concentration, entries by size, tensors, and persistence."""
-    return [_concentration(measured), _histogram(measured), _tensors(measured.conditions["pre-trained"]),
-            *_overlaps(measured)]  # fmt: skip
+    """Tensors, concentration, entries by size, and persistence."""
+    wide = _tensors(measured.conditions["pre-trained"])
+    return [wide, _concentration(measured), _histogram(measured), *_overlaps(measured)]
 
 
 def _concentration(measured: "Measured") -> Panel:
@@ -195,7 +200,9 @@ def _tensors(one: Sparsity) -> Panel:
 
 def _shortened(values: dict[str, float]) -> dict[str, float]:
     """Names without what all of them share, and without what most of them end in."""
-    short = {name.removeprefix("model.").removeprefix("layers.").removesuffix(".weight"): v for name, v in values.items()}
+    short = {
+        name.removeprefix("model.").removeprefix("layers.").removesuffix(".weight"): v for name, v in values.items()
+    }
     short = {name.replace("self_attn.", "").replace("mlp.", ""): value for name, value in short.items()}
     return short if len(short) == len(values) else values
 
@@ -220,7 +227,7 @@ def _along(measured: "Measured", key: str, title: str, what: str) -> Panel:
     ]
     lines += [
         Level("the source, before training", value(measured.overlaps["the source"])),
-        Level("at random", value(chance(SHARE))),
+        *([Level("at random", value(chance(SHARE)))] if key == "recall" else []),  # else it is the axis
     ]
     return Panel(title, "training steps", key, lines, f"How much {what}.")
 

@@ -32,7 +32,9 @@ def sparsity(
     ] = None,
     steps: Annotated[int, option("Steps of training that masks are followed over.", "N", MEASURE, min=0)] = 32,
     learning_rate: Annotated[float, option("Of that training.", "RATE", MEASURE)] = 1e-3,
-    pretrained_only: Annotated[bool, flag("--pretrained-only", "Leave the random initialisation out.", MEASURE)] = False,
+    pretrained_only: Annotated[
+        bool, flag("--pretrained-only", "Leave the random initialisation out.", MEASURE)
+    ] = False,
     length: Length = 128,
     dtype: Dtype = "auto",
     seed: Seed = 0,
