@@ -73,8 +73,13 @@ class Concentration:
         return cls(counts.cpu(), sums.cpu(), squares.cpu(), moments.cpu(), zeros)
 
     def __add__(self, other: "Concentration") -> "Concentration":
-        mine, its = ((c.counts, c.sums, c.squares, c.moments, c.zeros) for c in (self, other))
-        return Concentration(*(a + b for a, b in zip(mine, its, strict=True)))  # type: ignore[arg-type]
+        return Concentration(
+            self.counts + other.counts,
+            self.sums + other.sums,
+            self.squares + other.squares,
+            self.moments + other.moments,
+            self.zeros + other.zeros,
+        )
 
     @property
     def entries(self) -> int:

@@ -11,10 +11,12 @@ from torch import Tensor, nn
 
 from holdfast.analysis.concentration import SHARE, Concentration, Interval
 from holdfast.analysis.gradients import MEMORY, each_gradient, tensors_of
+from holdfast.errors import HoldfastError
 from holdfast.likelihood import ForwardLoss
 from holdfast.targets import canonical, output_layer
 
 Kind = Literal["matrix", "vector", "embedding"]
+BODY: tuple[Kind, ...] = ("matrix", "vector")  # all but embeddings
 
 
 @dataclass
@@ -35,6 +37,18 @@ class Sparsity:
         """All tensors of some kinds as one: their largest entries are sought among all."""
         found = list(self.of(*kinds).values())
         return reduce(add, found) if found else None
+
+    @property
+    def body(self) -> Concentration:
+        """All tensors but embeddings as one; where there is nothing else, the embeddings.
+
+        Raises:
+            HoldfastError: the loss reaches no tensor.
+        """
+        found = self.together(*BODY) or self.together("embedding")
+        if found is None:
+            raise HoldfastError("the loss reaches no parameter, so there is no gradient to look at")
+        return found
 
     def by_tensor(self, share: float = SHARE, *kinds: Kind) -> Interval:
         """The share of the L2 norm in the largest `share` of every tensor's entries: SIFT's own selection."""

@@ -1,23 +1,17 @@
 """What the measured sparsity says: a paragraph, tables and panels."""
 
-import statistics
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from holdfast.analysis.concentration import NORM, SHARE, Concentration
-from holdfast.analysis.figure import Bars, Level, Line, Panel, color
 from holdfast.analysis.leaving import Finding, Table
 from holdfast.analysis.nulls import NULLS, smallest_share
-from holdfast.analysis.persistence import Overlap, chance
-from holdfast.analysis.sparsity import Kind, Sparsity
+from holdfast.analysis.persistence import chance
+from holdfast.analysis.sparsity import BODY, Sparsity
+from holdfast.analysis.sparsity_panels import CURVE, panels
 
 if TYPE_CHECKING:
     from holdfast.analysis.sparsity_study import Measured
-
-CURVE = [10 ** (exponent / 8) for exponent in range(-40, 1)]  # shares of the entries: 1e-5 to 1
-BARS = 40  # tensors with a bar of their own; more are shown by the ends of their names
-BODY: tuple[Kind, ...] = ("matrix", "vector")  # all but embeddings
-DASHES = {"pre-trained": "solid", "random": "dash", "tuned": "dot"}
 
 
 def finding(measured: "Measured", settings: dict[str, Any]) -> Finding:
@@ -38,7 +32,7 @@ def finding(measured: "Measured", settings: dict[str, Any]) -> Finding:
 def sentences(measured: "Measured") -> list[str]:
     """The paragraph."""
     start = measured.conditions["pre-trained"]
-    share, pooled = start.by_tensor(SHARE, *BODY), _body(start)
+    share, pooled = start.by_tensor(SHARE, *BODY), start.body
     noise = ", ".join(f"{_percent(null(SHARE))} for {name} noise" for name, null in NULLS.items())
     holds = share.low >= NORM
     said = [
@@ -98,7 +92,7 @@ def figures(measured: "Measured") -> dict[str, Any]:
                 "by_examples": [_summary(one) for one in found],
                 "tensors": {t: {"kind": found[-1].kinds[t], **_of(c)} for t, c in found[-1].tensors.items()},
                 "unreached": found[-1].unreached,
-                "curve": {"share": CURVE, "norm": [_body(found[-1]).norm(q).middle for q in CURVE]},
+                "curve": {"share": CURVE, "norm": [found[-1].body.norm(q).middle for q in CURVE]},
             }
             for name, found in measured.by_examples.items()
         },
@@ -120,7 +114,7 @@ def _summary(one: Sparsity) -> dict[str, Any]:
         "items": one.items,
         "norm_by_tensor": by_tensor.middle,
         "energy_by_tensor": by_tensor.middle**2,
-        "all_but_embeddings": _of(_body(one)),
+        "all_but_embeddings": _of(one.body),
         "embeddings": None if embeddings is None else _of(embeddings),
     }
 
@@ -144,100 +138,12 @@ def _of(one: Concentration) -> dict[str, Any]:
     }
 
 
-def _body(one: Sparsity) -> Concentration:
-    found = one.together(*BODY)
-    return found if found is not None else one.together("embedding")  # type: ignore[return-value]
-
-
-def panels(measured: "Measured") -> list[Panel]:
-    """Tensors, concentration, entries by size, and persistence."""
-    wide = _tensors(measured.conditions["pre-trained"])
-    return [wide, _concentration(measured), _histogram(measured), *_overlaps(measured)]
-
-
-def _concentration(measured: "Measured") -> Panel:
-    lines: list[Any] = [
-        Line(name, CURVE, [_body(one).norm(q).middle for q in CURVE], color(i), DASHES[name])
-        for i, (name, one) in enumerate(measured.conditions.items())
-    ]
-    lines += [
-        Line(f"{name} noise", CURVE, [null(q) for q in CURVE], "#8a8a8a", dash)
-        for (name, null), dash in zip(NULLS.items(), ("dash", "dot"), strict=True)
-    ]
-    apart = measured.conditions["pre-trained"].together("embedding")
-    if apart is not None:
-        norms = [apart.norm(q).middle for q in CURVE]
-        lines.append(Line("embeddings, pre-trained", CURVE, norms, color(3), "dashdot", opacity=0.6))
-    caption = "How much of the gradient's norm its largest entries carry, all tensors but embeddings as one."
-    marks = [*lines, Level("1 %", SHARE, upright=True), Level("99 % of the norm", NORM)]
-    return Panel("Concentration", "share of the entries", "share of the norm", marks, caption, x_scale="log")
-
-
-def _histogram(measured: "Measured") -> Panel:
-    lines = []
-    for i, (name, one) in enumerate(measured.conditions.items()):
-        logs, shares = _body(one).histogram()
-        lines.append(Line(name, logs, shares, color(i), DASHES[name]))
-    caption = "Entries by size, one point for each doubling. A Gaussian falls off within two decades to the left."
-    return Panel("Sizes", "log10 |g|", "share of the entries", list(lines), caption)
-
-
-def _tensors(one: Sparsity) -> Panel:
-    values = {name: c.norm(SHARE).middle for name, c in one.of(*BODY).items() if c.entries >= 100}
-    short = _shortened(values)
-    if len(values) > BARS:
-        ends: dict[str, list[float]] = {}
-        for name, value in values.items():
-            ends.setdefault(".".join(name.split(".")[-2:]), []).append(value)
-        short = {end: statistics.fmean(found) for end, found in ends.items()}
-    marks: list[Any] = [Bars("largest 1 %", list(short), list(short.values()))]
-    marks += [Level(f"{name} noise", null(SHARE)) for name, null in NULLS.items()]
-    caption = "The share of the norm in the largest 1 % of each tensor's entries, pre-trained."
-    if len(values) > BARS:
-        caption = caption.replace("each tensor's", "the tensors'") + " Means of tensors of one name."
-    return Panel("Tensor by tensor", "", "share of the norm", marks, caption, wide=True, height=420)
-
-
-def _shortened(values: dict[str, float]) -> dict[str, float]:
-    """Names without what all of them share, and without what most of them end in."""
-    short = {
-        name.removeprefix("model.").removeprefix("layers.").removesuffix(".weight"): v for name, v in values.items()
-    }
-    short = {name.replace("self_attn.", "").replace("mlp.", ""): value for name, value in short.items()}
-    return short if len(short) == len(values) else values
-
-
-def _overlaps(measured: "Measured") -> list[Panel]:
-    if not measured.training:
-        return []
-    parts: tuple[tuple[str, str, str], ...] = (
-        ("recall", "Norm held", "of the norm lies in the entries that were largest before training"),
-        ("jaccard", "Entries kept", "of the largest entries, then or now, are the largest both times (Jaccard)"),
-    )
-    return [_along(measured, *part) for part in parts]
-
-
-def _along(measured: "Measured", key: str, title: str, what: str) -> Panel:
-    def value(one: Overlap) -> float:
-        return float(vars(one)[key])
-
-    lines: list[Any] = [
-        Line(name, [step for step, _ in moments], [value(one) for _, one in moments], color(i), points=True)
-        for i, (name, moments) in enumerate(measured.training.items())
-    ]
-    lines += [
-        Level("the source, before training", value(measured.overlaps["the source"])),
-        *([Level("at random", value(chance(SHARE)))] if key == "recall" else []),  # else it is the axis
-    ]
-    return Panel(title, "training steps", key, lines, f"How much {what}.")
-
-
 def _table(measured: "Measured") -> Table:
     header = ["condition", "examples", "norm in 1 %", "energy in 1 %", "q99", "Gini", "Hoyer", "participation"]
     rows = []
     for name, found in measured.by_examples.items():
         for one in found:
-            body, share = _body(one), one.by_tensor(SHARE, *BODY).middle
+            body, share = one.body, one.by_tensor(SHARE, *BODY).middle
             rows.append([name, str(one.examples), _percent(share), _percent(share**2),
                          _percent(body.smallest_share().middle), f"{body.gini:.2f}", f"{body.hoyer:.2f}",
                          _percent(body.participation)])  # fmt: skip

@@ -1,7 +1,7 @@
 """`holdfast analyse sparsity`: whether few entries of a gradient carry nearly all of its norm."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from holdfast.cli.analyse_options import (
     Adapter,
@@ -16,6 +16,10 @@ from holdfast.cli.analyse_options import (
     run,
 )
 from holdfast.cli.options import flag, option
+
+if TYPE_CHECKING:
+    from holdfast.analysis.leaving import Finding
+    from holdfast.analysis.subject import Asked
 
 MEASURE = "Measuring"
 
@@ -45,11 +49,11 @@ def sparsity(
     On the target: tensor by tensor against Gaussian and Laplace noise, pre-trained against random weights, and whether
     the largest entries stay the largest over other examples, the source, and training.
 
-    Example: [bold]holdfast analyse sparsity --model ./llama --target new.txt --source old.txt --out out/sparsity[/bold]
+    Example: [bold]holdfast analyse sparsity --model ./llama --target new.txt --source old.txt --out out/seen[/bold]
     """
     asked = {"model": model, "source": source, "target": target, "length": length, "dtype": dtype, "seed": seed}
 
-    def analyse(subject):  # type: ignore[no-untyped-def]
+    def analyse(subject: "Asked") -> "Finding":
         from holdfast.analysis.sparsity_study import EXAMPLES, Options, study
 
         counts = tuple(examples) if examples else EXAMPLES
