@@ -2,6 +2,7 @@
 
 import typer
 
+from holdfast.cli.analyse_pac_bayes import pac_bayes
 from holdfast.cli.analyse_sparsity import sparsity
 
 app = typer.Typer(
@@ -19,3 +20,4 @@ def _analyse() -> None:
 
 
 app.command()(sparsity)
+app.command()(pac_bayes)
