@@ -11,7 +11,6 @@ from transformers import BertConfig, BertForSequenceClassification, LlamaConfig,
 
 from holdfast.analysis.concentration import Concentration
 from holdfast.analysis.gradients import each_gradient, tensors_of
-from holdfast.analysis.initial import random_like
 from holdfast.analysis.nulls import NULLS, gaussian, laplace, smallest_share
 from holdfast.analysis.persistence import chance, masks, overlap, trained
 from holdfast.analysis.sparsity import sparsity
@@ -250,14 +249,3 @@ def test_training_moves_the_tensors_named_and_stops_at_each_moment():
     assert list(steps) == [0, 1, 3]
     moved = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
     assert moved == set(tensors)
-
-
-def test_random_weights_come_from_their_seed():
-    model, state = llama(), torch.get_rng_state()
-    made, again, other = random_like(model, 1), random_like(model, 1), random_like(model, 2)
-    assert torch.equal(torch.get_rng_state(), state)
-    one, two, three = (m.model.layers[0].mlp.up_proj.weight for m in (made, again, other))
-    torch.testing.assert_close(one, two, rtol=0, atol=0)
-    assert not torch.equal(one, three)
-    with pytest.raises(HoldfastError, match="no configuration"):
-        random_like(nn.Linear(2, 2))

@@ -10,6 +10,7 @@ from holdfast.report.canvas import FAINT, canvas
 from holdfast.report.plots import CONFIG
 
 BAND = 0.16  # opacity
+DECADES = 30.0  # below it, 2 and 5 of each decade have a tick too
 
 
 def plots(panels: Sequence[Panel]) -> list[tuple[Panel, str]]:
@@ -32,21 +33,35 @@ def figure(panel: Panel) -> Any:
     made = canvas(html.escape(panel.x), html.escape(panel.y), panel.height)
     for mark in panel.marks:
         _add(mark, made)
-    made.update_xaxes(type=_type(panel.x_scale, panel, "x"))
-    made.update_yaxes(type=_type(panel.y_scale, panel, "y"))
+    named_bars = any(isinstance(mark, Bars) and mark.x and isinstance(mark.x[0], str) for mark in panel.marks)
+    made.update_xaxes(type="category" if named_bars else panel.x_scale)
+    made.update_yaxes(type=panel.y_scale)
+    for axis, scale in ((made.layout.xaxis, panel.x_scale), (made.layout.yaxis, panel.y_scale)):
+        if scale == "log":
+            axis.update(exponentformat="power", minor={"showgrid": False}, dtick="D2" if _short(panel, axis) else 1)
+    made.update_layout(bargap=0.2 if named_bars else 0)
     named = sum(bool(trace.showlegend) for trace in made.data)
     if named > 1:
         made.update_layout(
             showlegend=True,
             barmode="overlay",
-            legend={"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom", "bgcolor": "rgba(0,0,0,0)"},
+            legend={
+                "orientation": "h",
+                "traceorder": "normal",
+                "x": 0,
+                "y": 1.02,
+                "yanchor": "bottom",
+                "bgcolor": "rgba(0,0,0,0)",
+            },
         )
     return made
 
 
-def _type(scale: str, panel: Panel, axis: str) -> str:
-    names = any(isinstance(mark, Bars) and mark.x and isinstance(mark.x[0], str) for mark in panel.marks)
-    return "category" if names and axis == "x" else scale
+def _short(panel: Panel, axis: Any) -> bool:
+    """Whether a logarithmic axis spans so little that a tick per decade would be one or two."""
+    which = axis.plotly_name[0]
+    values = [v for m in panel.marks if isinstance(m, Line) for v in getattr(m, which) if v is not None and v > 0]
+    return bool(values) and max(values) / min(values) < DECADES
 
 
 @singledispatch

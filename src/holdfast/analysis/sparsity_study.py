@@ -11,20 +11,18 @@ from typing import Any
 from torch import nn
 
 from holdfast.analysis.gradients import tensors_of
-from holdfast.analysis.initial import random_like
+from holdfast.analysis.landscape import random_twin
 from holdfast.analysis.leaving import Finding
+from holdfast.analysis.merged import with_adapter
 from holdfast.analysis.persistence import Masks, Overlap, chance, masks, overlap, trained
 from holdfast.analysis.sparsity import Sparsity, kinds_of, sparsity
 from holdfast.analysis.sparsity_words import finding
-from holdfast.analysis.subject import Asked, Subject, read_subject
-from holdfast.batches import collate
+from holdfast.analysis.subject import Asked, Subject, batches, read_subject
 from holdfast.errors import HoldfastError
-from holdfast.language_model import load_adapter
 from holdfast.progress import track
 from holdfast.sides import Side
 
 EXAMPLES = (1, 8, 64)
-BATCH = 16  # rows at a time
 MOMENTS = 5  # of training at which masks are compared, the start included
 
 
@@ -68,8 +66,6 @@ def study(asked: Asked, options: Options, adapter: Path | None = None) -> Findin
         HoldfastError: a model, adapter or data that can't be read or are too few, or gradients that are not finite.
     """
     subject = read_subject(asked, "source", "target")
-    assert subject.source is not None
-    assert subject.target is not None
     needed = max(options.examples)
     target = _enough(subject.target, 2 * needed, "target")
     source = _enough(subject.source, needed, "source")
@@ -88,19 +84,14 @@ def _enough(side: Side, needed: int, name: str) -> list[Any]:
     return side.rows
 
 
-def batches(rows: Sequence[Any]) -> list[Any]:
-    """Padded batches of at most 16 rows."""
-    return [collate(rows[start : start + BATCH]) for start in range(0, len(rows), BATCH)]
-
-
 def _conditions(
     subject: Subject, rows: Sequence[Any], options: Options, adapter: Path | None, asked: Asked
 ) -> Measured:
     models: list[tuple[str, Any]] = [("pre-trained", lambda: subject.model)]
     if options.random:
-        models.append(("random", lambda: random_like(subject.model, asked.seed)))
+        models.append(("random", lambda: random_twin(subject.model, asked.seed)))
     if adapter is not None:
-        models.append(("tuned", lambda: _merged(subject.model, adapter)))
+        models.append(("tuned", lambda: with_adapter(subject.model, adapter, asked.dtype)))
     by_examples: dict[str, list[Sparsity]] = {}
     with track("gradients", len(models) * len(options.examples), unit="measurement") as advance:
         for name, make in models:
@@ -110,11 +101,6 @@ def _conditions(
                 by_examples[name].append(sparsity(model, batches(rows[:count])))
                 advance()
     return Measured({name: found[-1] for name, found in by_examples.items()}, by_examples)
-
-
-def _merged(model: Any, adapter: Path) -> Any:
-    """A copy of the model with the adapter in its weights."""
-    return load_adapter(copy.deepcopy(model), str(adapter)).merge_and_unload()
 
 
 def _persist(

@@ -1,8 +1,10 @@
 """What an analysis is of: a model with old and new data; by default the model, prose and code of the demo."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from holdfast.batches import Row, collate
 from holdfast.comparison import blocks
 from holdfast.data import check_tokenizer
 from holdfast.errors import HoldfastError
@@ -13,6 +15,7 @@ from holdfast.sides import SELF, Side, limited, read_side, sampled_side
 from holdfast.tasks import code, prose
 
 SHIPPED = {"source": (prose, "documentation prose"), "target": (code, "Python code")}
+TOGETHER = 16  # rows that are measured at once
 HELD_OUT = 0.2  # of the user's data: what losses are measured on
 SAMPLES = 64  # sequences, of text that the model samples itself
 
@@ -39,18 +42,31 @@ class Asked:
 
 @dataclass
 class Subject:
-    """A pre-trained model in eval mode and its data: `rows` to learn from, `held_out` to measure on."""
+    """A pre-trained model in eval mode and what was read: sides' `rows` to learn from, `held_out` to measure on."""
 
     name: str
     model: Any
-    source: Side | None
-    target: Side | None
+    sides: dict[str, Side]
+
+    @property
+    def source(self) -> Side:
+        """Old data."""
+        return self.sides["source"]
+
+    @property
+    def target(self) -> Side:
+        """New data."""
+        return self.sides["target"]
 
     @property
     def about(self) -> dict[str, Any]:
         """For the settings of a result."""
-        sides = {"source": self.source, "target": self.target}
-        return {"model": self.name, **{key: side.about for key, side in sides.items() if side is not None}}
+        return {"model": self.name, **{key: side.about for key, side in self.sides.items()}}
+
+
+def batches(rows: Sequence[Row], size: int = TOGETHER) -> list[dict[str, Any]]:
+    """Rows as batches, for losses alone."""
+    return [collate(rows[i : i + size]) for i in range(0, len(rows), size)]
 
 
 def read_subject(asked: Asked, *sides: str) -> Subject:
@@ -63,7 +79,7 @@ def read_subject(asked: Asked, *sides: str) -> Subject:
     tokenizer, model = load_tokenizer(name), load_model(name, asked.dtype)
     check_tokenizer(tokenizer, model, length=asked.length)
     found = {side: _side(side, getattr(asked, side), asked, model, tokenizer) for side in sides}
-    return Subject(asked.model or shipped().name, model, found.get("source"), found.get("target"))
+    return Subject(asked.model or shipped().name, model, found)
 
 
 def _side(side: str, data: str | None, asked: Asked, model: Any, tokenizer: Any) -> Side:

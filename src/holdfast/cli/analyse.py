@@ -2,6 +2,8 @@
 
 import typer
 
+from holdfast.cli.analyse_calibration import calibration
+from holdfast.cli.analyse_landscape import landscape
 from holdfast.cli.analyse_pac_bayes import pac_bayes
 from holdfast.cli.analyse_sparsity import sparsity
 
@@ -13,11 +15,12 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 
+app.command()(landscape)
+app.command()(sparsity)
+app.command()(calibration)
+app.command()(pac_bayes)
+
 
 @app.callback()
 def _analyse() -> None:
     return
-
-
-app.command()(sparsity)
-app.command()(pac_bayes)

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 
 from holdfast import catalogue
-from holdfast.analysis.initial import random_like
+from holdfast.analysis.landscape import random_twin
 from holdfast.analysis.leaving import Finding
+from holdfast.analysis.merged import merged, with_adapter
 from holdfast.analysis.pac_bayes.bounds import BOUNDS
 from holdfast.analysis.pac_bayes.certificate import SAMPLING, Certificate, certify, delta_of_draws
 from holdfast.analysis.pac_bayes.divergence import scaled
@@ -24,7 +25,7 @@ from holdfast.anchor import Anchor
 from holdfast.batches import collate
 from holdfast.data import check_tokenizer
 from holdfast.errors import HoldfastError
-from holdfast.language_model import load_adapter, load_model, load_tokenizer
+from holdfast.language_model import load_model, load_tokenizer
 from holdfast.models import shipped
 from holdfast.parts import parts_in
 from holdfast.progress import track
@@ -201,25 +202,24 @@ def _tuned(run: Run) -> Certified:
     priors = {}
     for name, values in ((START, start), (HALF, half), ("", posterior)):
         put(trained, values)
-        priors[name] = merged(model)
+        priors[name] = merged(copy.deepcopy(model))
     _in_weights(run, made, priors.pop(""), priors)
     return made
 
 
 def _finished(run: Run, adapter: Path, prior_adapter: Path | None) -> Certified:
     """Certify an adapter as it stands, in the space of all weights."""
-    start = copy.deepcopy(run.model)
-    priors = {START: start}
+    priors = {START: run.model}
     if prior_adapter is not None:
-        priors[HALF] = load_adapter(copy.deepcopy(run.model), str(prior_adapter)).merge_and_unload()
+        priors[HALF] = with_adapter(run.model, prior_adapter)
     made = Certified(headline=(WEIGHTS, HALF if prior_adapter is not None else START))
-    _in_weights(run, made, load_adapter(run.model, str(adapter)).merge_and_unload(), priors)
+    _in_weights(run, made, with_adapter(run.model, adapter), priors)
     return made
 
 
 def _in_weights(run: Run, made: Certified, tuned: Any, priors: dict[str, Any]) -> None:
     """The same model with noise on all of its weights: what lets a random initialisation be compared."""
-    shape, centres = Isotropic(), {RANDOM: random_like(tuned, run.seed), **priors}
+    shape, centres = Isotropic(), {RANDOM: random_twin(tuned, run.seed), **priors}
     posterior = centre(_every(tuned))
     scale = run.scale(tuned, centre(_every(centres.get(HALF, centres[START]))), shape)
     made.scales[WEIGHTS], made.dimensions[WEIGHTS] = scale, sum(t.numel() for t in posterior.values())
@@ -233,12 +233,6 @@ def _every(model: Any) -> dict[str, Any]:
 
 def _all_or_trained(model: Any, values: Centre) -> dict[str, Any]:
     return {name: p for name, p in _every(model).items() if name in values}
-
-
-def merged(model: Any) -> Any:
-    """A copy of the model with its adapter, if it has one, in its weights."""
-    copied = copy.deepcopy(model)
-    return copied.merge_and_unload() if hasattr(copied, "merge_and_unload") else copied
 
 
 def between(one: Centre, other: Centre, along: float) -> dict[str, Any]:
