@@ -53,9 +53,7 @@ def pac_bayes(
     def analyse(subject: "Asked") -> "Finding":
         from holdfast.analysis.pac_bayes.study import Options, study
 
-        options = Options(
-            method, rank, steps, learning_rate, prior, loss, ceiling, delta, draws, tolerance, share
-        )
+        options = Options(method, rank, steps, learning_rate, prior, loss, ceiling, delta, draws, tolerance, share)
         return study(subject, options, adapter, prior_adapter)
 
     run(out, asked, analyse, as_json)

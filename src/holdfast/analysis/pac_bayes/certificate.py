@@ -1,4 +1,4 @@
-"""A certificate: what the risk of a tuned, slightly noisy model on fresh data is at most, and how much each part adds."""
+"""A certificate: the most that a tuned, slightly noisy model loses on fresh data, and what each part adds to it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ class Certificate:
         n: independent examples.
         risk: the estimate of r(Q).
         sampled: what r(Q) is at most.
-        bounds: name -> value; `seeger` is the tightest.
+        bounds: name -> value, each by itself.
         most: C, which any predictor keeps to.
     """
 

@@ -16,6 +16,7 @@ from holdfast.errors import HoldfastError
 
 Parameters = Mapping[str, nn.Parameter]
 Centre = Mapping[str, Tensor]
+CREDIT = 0.1  # a draw may lower its example's loss by this much at most, in the books
 LEAST, MOST = 2.0**-24, 2.0**4  # scales between which the noise is sought
 
 
@@ -35,7 +36,10 @@ def put(parameters: Parameters, values: Centre) -> None:
 def drawn(
     parameters: Parameters, around: Centre, shape: Shape, scale: float, generator: torch.Generator
 ) -> Iterator[None]:
-    """The parameters as one draw of N(around, scale^2 M); afterwards they are `around`, to the bit."""
+    """The parameters as one draw of N(around, scale^2 M); afterwards they are `around`, to the bit.
+
+    Weights of low precision round the draw. A prior rounded alike is a prior too, and rounding both can only lower KL.
+    """
     try:
         with torch.no_grad():
             for name, parameter in parameters.items():
@@ -58,7 +62,7 @@ def noise_scale(
 ) -> float:
     """The largest s with mean over draws of r(around + s M^(1/2) e) - r(around) <= tolerance, by bisection on ln s.
 
-    The same draws e serve every s. The mean rises with s up to noise; where it does not, one of the crossings is found.
+    The same draws e serve every s. Where the mean does not rise with s throughout, one of its crossings is found.
 
     Args:
         risk: the mean loss with the parameters as they are.
@@ -121,7 +125,8 @@ def stochastic_risk(
     """Bound r(Q) from draws of its own, each of fresh noise and one example drawn with replacement.
 
     Each draw's difference from the same example's loss at the centre is an independent number in [-1, 1] whose
-    expectation is r(Q) - r(centre). `most` is the lesser of two bounds, each with half of delta: Bernstein's of the
+    expectation is r(Q) - r(centre). Differences below -0.1 are raised to -0.1, which can only raise their expectation
+    and shortens the interval. `most` is the lesser of two bounds, each with half of delta: Bernstein's of these
     differences (they differ little), and Langford and Caruana's of the losses (where they are near 0).
 
     Raises:
@@ -140,7 +145,8 @@ def stochastic_risk(
         if advance is not None:
             advance()
     differences = found - exact[chosen]
+    raised = differences.clamp(min=-CREDIT)
     start, mean = float(exact.mean()), float(differences.mean())
-    by_variance = start + bernstein(mean, float(differences.var()), draws, delta / 2, 2.0)
+    by_variance = start + bernstein(float(raised.mean()), float(raised.var()), draws, delta / 2, 1 + CREDIT)
     most = min(by_variance, sampled(float(found.mean()), draws, delta / 2), 1.0)
     return StochasticRisk(start, min(max(start + mean, 0.0), 1.0), most, draws)

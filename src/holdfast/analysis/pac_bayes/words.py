@@ -37,6 +37,7 @@ def figures(certified: "Certified") -> dict[str, Any]:
             for space, found in certified.found.items()
         },
         "posterior_along": certified.along,
+        "divergence_at_all_documents": certified.whole,
         "pre_trained_loss": certified.before,
         **certified.facts,
     }
@@ -48,7 +49,7 @@ def _one(certificate: Certificate) -> dict[str, Any]:
 
 def _headline(certified: "Certified", settings: dict[str, Any]) -> list[str]:
     one, what = certified.certificate, _what(settings)
-    sure = f"With probability {1 - one.delta:.0%} the {what} of the tuned model under noise of scale "
+    sure = f"With probability {_percent(1 - one.delta)} the {what} of the tuned model under noise of scale "
     sure += f"{certified.scales[certified.headline[0]]:.2g} is at most {_show(one.value, one)} on fresh documents"
     verdict = "which is vacuous: no predictor is worse" if one.vacuous else "a certificate that says something"
     said = [
@@ -56,11 +57,17 @@ def _headline(certified: "Certified", settings: dict[str, Any]) -> list[str]:
         f"{one.n} documents of the bound, and the pre-trained model's is {_show(certified.before, one)} there."
     ]
     if one.most == 1:
-        said.append(f"Guessing the commonest token would be wrong {1 - certified.facts['common']:.0%} of the time.")
+        said.append(
+            f"Guessing the commonest token would be wrong {_show(1 - certified.facts['common'], one)} of the time."
+        )
     if certified.along == 0:
         said.append(
-            "The least bound is the prior's own: tuning on the documents of the bound gained less than its KL costs, so "
-            "this is a test-set bound of the model tuned on the others."
+            "The least bound is the prior's own: tuning on the documents of the bound gained less than its KL costs, "
+            "so this is a test-set bound of the model tuned on the others."
+        )
+    if certified.whole is not None:
+        said.append(
+            f"Centred at the weights tuned on all documents, the posterior would be {certified.whole:.3g} nats away."
         )
     return said
 
@@ -84,8 +91,8 @@ def _priors(certified: "Certified") -> list[str]:
 def _terms(certified: "Certified") -> str:
     one = certified.certificate
     return (
-        f"What is counted are documents, each with the mean loss of one window: the tokens of a document depend on each "
-        f"other, and n is {one.n}, not their number. The certificate is about documents drawn like these, and about a "
+        f"What is counted are documents, each with the mean loss of one window: the tokens of a document depend on "
+        f"each other, and n is {one.n}, not their number. The certificate is about documents drawn like these, and about a "
         f"model drawn from the noise, not about the one at its centre. Noise and prior were set on the "
         f"{certified.facts['first_half']} other documents; each bound holds by itself, not all at once."
     )
@@ -97,14 +104,16 @@ def _what(settings: dict[str, Any]) -> str:
     return f"loss in nats per token, cut off at {settings['ceiling']:g},"
 
 
+def _percent(share: float) -> str:
+    return f"{100 * share:.4g} %"
+
+
 def _show(value: float, one: Certificate) -> str:
     return f"{value:.1%}".replace("%", " %") if one.most == 1 else f"{value:.3f}"
 
 
 def _panels(certified: "Certified", settings: dict[str, Any]) -> list[Panel]:
-    named = {
-        f"{name}, {space}": one for space, found in certified.found.items() for name, one in found.items()
-    }
+    named = {f"{name}, {space}": one for space, found in certified.found.items() for name, one in found.items()}
     sums: dict[str, dict[str, float]] = {}
     for name, one in named.items():
         total = 0.0
@@ -122,7 +131,7 @@ def _panels(certified: "Certified", settings: dict[str, Any]) -> list[Panel]:
         "What the bound consists of, for each centre of the prior; the posterior is the same within a space. "
         f"In {_what(settings)} from 0 to {first.most:g}."
     )
-    divergences = Bars("KL", list(named), [max(one.divergence, 1e-3) for one in named.values()], color(0))
+    divergences = Bars("KL", list(named), [one.divergence or None for one in named.values()], color(0))
     kl_caption = "How far the posterior lies from the prior, which is what pre-training shortens."
     return [
         Panel("The bound, part by part", "", "risk", marks, caption, wide=True, height=460),
@@ -139,4 +148,6 @@ def _table(certified: "Certified") -> Table:
         for name, one in found.items()
     ]  # fmt: skip
     header = ["noise on", "prior at", "KL", "r(Q)", "at most", "Seeger", "McAllester", "linear", ""]
-    return Table(f"Certificates, n = {certified.certificate.n}, delta = {certified.certificate.delta:g}", header, rows, 2)
+    return Table(
+        f"Certificates, n = {certified.certificate.n}, delta = {certified.certificate.delta:g}", header, rows, 2
+    )
