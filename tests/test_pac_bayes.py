@@ -225,9 +225,14 @@ def test_noise_scale_is_where_the_rise_meets_the_tolerance():
 def test_draws_are_taken_back_to_the_bit():
     parameters = {"w": nn.Parameter(torch.randn(100).bfloat16())}
     around = centre(parameters)
-    with pytest.raises(KeyboardInterrupt), drawn(parameters, around, Isotropic(), 0.1, torch.Generator()):
-        assert not torch.equal(parameters["w"], around["w"])
-        raise KeyboardInterrupt
+
+    def interrupted():
+        with drawn(parameters, around, Isotropic(), 0.1, torch.Generator()):
+            assert not torch.equal(parameters["w"], around["w"])
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     torch.testing.assert_close(parameters["w"].detach(), around["w"], rtol=0, atol=0)
 
 

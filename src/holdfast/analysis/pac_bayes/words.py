@@ -92,8 +92,8 @@ def _terms(certified: "Certified") -> str:
     one = certified.certificate
     return (
         f"What is counted are documents, each with the mean loss of one window: the tokens of a document depend on "
-        f"each other, and n is {one.n}, not their number. The certificate is about documents drawn like these, and about a "
-        f"model drawn from the noise, not about the one at its centre. Noise and prior were set on the "
+        f"each other, and n is {one.n}, not their number. The certificate is about documents drawn like these, and "
+        f"about a model drawn from the noise, not about the one at its centre. Noise and prior were set on the "
         f"{certified.facts['first_half']} other documents; each bound holds by itself, not all at once."
     )
 
