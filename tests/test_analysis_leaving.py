@@ -33,6 +33,7 @@ def panels():
         Panel("Names", "", "share", [Bars("two", ["a", "b"], [0.2, 0.5])]),
         Panel("Plane", "a", "b", [Heat("nats", [0, 1], [0, 1, 2], [[1, 2], [3, 4], [5, None]])]),
         Panel("Log", "n", "m", [Line("x", [1, 10], [1, 100])], x_scale="log", y_scale="log"),
+        Panel("None above zero", "n", "m", [Line("x", [1, 2], [None, -1.0], points=True)], y_scale="log"),
         Panel("Contours", "a", "b", [Heat("nats", [0, 1], [0, 1], [[1, 2], [3, 4]], contours=True)]),
     ]
 

@@ -14,6 +14,7 @@ from holdfast.analysis.tuned import moved_by
 from holdfast.anchor import Anchor
 from holdfast.before_after import batches as measured_batches
 from holdfast.checkpoints import FOLDER
+from holdfast.curvature.statistic import Reading
 from holdfast.errors import HoldfastError
 from holdfast.noted import noted
 from holdfast.sides import limited
@@ -113,8 +114,8 @@ def _measured(subject: Subject, asked: Asked, wanted: Wanted, layers: list[str])
     rows: list[Any] = batches(limited(subject.source.rows, wanted.items))
     found = {}
     for kind in wanted.kinds:
-        keep = {"keep": wanted.keep} if catalogue.curvature(kind).keeps else {}
+        keep = wanted.keep if catalogue.curvature(kind).keeps else Reading().keep
         found[kind] = Anchor.estimate(
-            subject.model, rows, curvature=kind, targets=layers, seed=asked.seed, progress=True, **keep
+            subject.model, rows, curvature=kind, targets=layers, keep=keep, seed=asked.seed, progress=True
         )
     return found

@@ -58,10 +58,7 @@ def scaled_path(shifts: Mapping[str, Shift], alphas: Sequence[float] = ALPHAS) -
     if not alphas or min(alphas) <= 0:
         raise HoldfastError(f"alphas {list(alphas)}", wanted="shares above 0; at 0 nothing has moved")
     return [
-        Step(
-            alpha,
-            {name: shift.scaled(torch.tensor(alpha, device=shift.parts[0].device)) for name, shift in shifts.items()},
-        )
+        Step(alpha, {name: shift.scaled(shift.parts[0].new_tensor(alpha)) for name, shift in shifts.items()})
         for alpha in sorted(alphas)
     ]
 

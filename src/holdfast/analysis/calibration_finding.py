@@ -8,6 +8,8 @@ from holdfast.analysis.figure import Level, Line, Mark, Panel, color
 from holdfast.analysis.forecasts import SHARES, TOLD, Fit
 from holdfast.analysis.leaving import Finding, Table
 
+ALIKE = 0.01  # slopes that are said as one
+
 
 def finding(found: Calibration, settings: Mapping[str, Any], warnings: list[str]) -> Finding:
     """What `leave` takes.
@@ -55,31 +57,32 @@ def words(found: Calibration, fits: Mapping[str, Fit]) -> str:
         )
     known = {name: ratio for name, one in fits.items() if (ratio := one.ratios[here]) is not None}
     for name, ratio in known.items():
-        said.append(
-            f"{name} forecasts {found.forecasts[name][here]:.3g} of it ({ratio:.2f}); {_course(found, fits[name])}."
-        )
-    closest = min(known, key=lambda name: abs(known[name] - 1))
+        said.append(f"{name} forecasts {found.forecasts[name][here]:.3g} ({ratio:.2f} of it), {_course(fits[name])}.")
+    said.append(_growth(fits))
     if len(known) > 1:
+        closest = min(known, key=lambda name: abs(known[name] - 1))
         low = all(ratio < 1 for ratio in known.values())
         said.append(f"{'All forecasts are low; the' if low else 'The'} closest there is {closest}'s.")
-    return " ".join(said)
+    return " ".join(filter(None, said))
 
 
-def _course(found: Calibration, one: Fit) -> str:
-    parts = []
-    for share in SHARES:
-        at = one.passes[f"{share:.0%}"]
-        where = (
-            "nowhere on the path"
-            if at is None
-            else "from the first step on"
-            if at == found.places[0]
-            else f"from {at:g} on"
-        )
-        parts.append(f"off by more than {share:.0%} {where}")
-    if one.slope is not None:
-        parts.append(f"the measured rise grows as its power {one.slope:.2f}")
-    return ", ".join(parts)
+def _course(one: Fit) -> str:
+    """Where it first is off by how much."""
+    at = {f"{share:.0%}": one.passes[f"{share:.0%}"] for share in SHARES}
+    parts = [f"by more than {share} {'nowhere' if p is None else f'first at {p:g}'}" for share, p in at.items()]
+    return f"off {' and '.join(parts)}"
+
+
+def _growth(fits: Mapping[str, Fit]) -> str:
+    """How the measured rise grows against the forecasts; along a scaled shift all of them grow alike."""
+    slopes = {name: one.slope for name, one in fits.items() if one.slope is not None}
+    if not slopes:
+        return ""
+    if max(slopes.values()) - min(slopes.values()) < ALIKE:
+        one = next(iter(slopes.values()))
+        return f"The measured rise grows as the forecasts' power {one:.2f}: 1 is a true quadratic."
+    each = ", ".join(f"{power:.2f} ({name})" for name, power in slopes.items())
+    return f"The measured rise grows as the forecast's power {each}: 1 is a true shape."
 
 
 def tables(found: Calibration, fits: Mapping[str, Fit]) -> list[Table]:
@@ -101,7 +104,7 @@ def tables(found: Calibration, fits: Mapping[str, Fit]) -> list[Table]:
         ]
         for name, one in fits.items()
     ]
-    header = ["anchor", *(f"off by {share:.0%} from" for share in SHARES), "log-log slope", "rank correlation"]
+    header = ["anchor", *(f"first off by {share:.0%}" for share in SHARES), "log-log slope", "rank correlation"]
     return [
         Table(
             "Nats per item: forecasts, and their ratio to what was measured", [found.along, "measured", *fits], rows
@@ -134,10 +137,13 @@ def panels(found: Calibration, fits: Mapping[str, Fit]) -> list[Panel]:
         against.append(Line(name, true, [found.forecasts[name][i] for i in told], colors[name], points=True))
         ratios.append(Line(name, found.places, one.ratios, colors[name], points=True))
     unit = "nats per item"
-    return [
-        Panel("Rise of the source loss", found.along, unit, rises, "The band is two standard errors wide.", wide=True),
-        Panel("Forecast against truth", f"measured, {unit}", f"forecast, {unit}", against,
-              "Rises within two standard errors of nothing are left out.", x_scale="log", y_scale="log"),
-        Panel("Forecast over measured", found.along, "ratio", ratios,
-              "At 1 it is exact; where it is level, right but for its size."),
-    ]  # fmt: skip
+    first = Panel(
+        "Rise of the source loss", found.along, unit, rises, "The band is two standard errors wide.", wide=True
+    )
+    if not told:
+        return [first]
+    names = f"measured, {unit}", f"forecast, {unit}"
+    left_out = "Rises within two standard errors of nothing are left out."
+    both = Panel("Forecast against truth", *names, against, left_out, x_scale="log", y_scale="log")
+    said = "At 1 it is exact; where it is level, right but for its size."
+    return [first, both, Panel("Forecast over measured", found.along, "ratio", ratios, said)]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from holdfast.errors import HoldfastError
 from holdfast.layers import require_kind
-from holdfast.shifts.shift import Shift
+from holdfast.shifts.shift import Shift, precise
 from holdfast.targets import base_layers, canonical
 
 Normalise = Literal["none", "layer", "filter"]
@@ -50,7 +50,7 @@ def places(model: nn.Module) -> list[Place]:
 
 
 class Direction(ABC):
-    """A direction d: one tensor for each place, in float32."""
+    """A direction d: one tensor for each place, in float32 or better."""
 
     name: str
 
@@ -86,7 +86,7 @@ class Gaussian(Direction):
     def at(self, place: Place, weight: Tensor) -> Tensor:
         key = hashlib.sha256(f"{self.seed}:{place.name}".encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(key[:8], "big") >> 1)
-        drawn = torch.randn(weight.shape, generator=generator).to(weight.device)
+        drawn = torch.randn(weight.shape, generator=generator).to(weight.device, precise(weight).dtype)
         over = tuple(d for d in range(weight.dim()) if self.normalise != "filter" or d != place.filters)
         if self.beside is not None:
             other = self.beside.at(place, weight)
@@ -100,7 +100,7 @@ class Gaussian(Direction):
         if self.normalise == "none":
             return drawn
         size = drawn.square().sum(over, keepdim=True).sqrt().clamp_min(TINY)
-        return drawn * (weight.float().square().sum(over, keepdim=True).sqrt() / size)
+        return drawn * (precise(weight).square().sum(over, keepdim=True).sqrt() / size)
 
 
 class Towards(Direction):
@@ -120,9 +120,9 @@ class Towards(Direction):
         if place.name in self.layers:
             module, shift = self.layers[place.name]
             matrix = shift.matrix().detach()  # (out, in); the kind turns it into the weight's own layout
-            return require_kind(place.name, module).matrix(module, matrix).reshape(weight.shape).float()
+            return require_kind(place.name, module).matrix(module, matrix).reshape(weight.shape)
         found = self.moved.get(place.name)
-        return None if found is None else found.to(weight.device).float()
+        return None if found is None else precise(found.to(weight.device))
 
     def check(self, known: list[Place]) -> None:
         """Raise HoldfastError where the tuned weights are of another model."""
@@ -144,9 +144,9 @@ class Steepest(Direction):
 
     def __init__(self, gradients: Mapping[str, Tensor], known: list[Place]) -> None:
         self.gradients = gradients
-        theta = sum(float(place.parameter.detach().float().square().sum()) for place in known) ** 0.5
-        size = sum(float(gradient.float().square().sum()) for gradient in gradients.values()) ** 0.5
+        theta = sum(float(precise(place.parameter.detach()).square().sum()) for place in known) ** 0.5
+        size = sum(float(gradient.square().sum()) for gradient in gradients.values()) ** 0.5
         self.scale = REACH * theta / max(size, TINY)
 
     def at(self, place: Place, weight: Tensor) -> Tensor:
-        return -self.scale * self.gradients[place.name].float()
+        return -self.scale * self.gradients[place.name]

@@ -83,6 +83,16 @@ class Panel:
     wide: bool = False
     height: int = 340
 
+    def scale(self, axis: Literal["x", "y"]) -> Scale:
+        """What was asked for; linear where nothing is above 0, which no logarithmic axis can show."""
+        asked: Scale = self.x_scale if axis == "x" else self.y_scale
+        return asked if asked == "linear" or self.positive(axis) else "linear"
+
+    def positive(self, axis: Literal["x", "y"]) -> list[float]:
+        """The values above 0 of what is drawn along an axis."""
+        values = [value for mark in self.marks if not isinstance(mark, Level) for value in getattr(mark, axis)]
+        return [float(value) for value in values if isinstance(value, (int, float)) and value > 0]
+
 
 def color(index: int) -> str:
     """The house's colours in turn."""

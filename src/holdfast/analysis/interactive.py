@@ -34,11 +34,12 @@ def figure(panel: Panel) -> Any:
     for mark in panel.marks:
         _add(mark, made)
     named_bars = any(isinstance(mark, Bars) and mark.x and isinstance(mark.x[0], str) for mark in panel.marks)
-    made.update_xaxes(type="category" if named_bars else panel.x_scale)
-    made.update_yaxes(type=panel.y_scale)
-    for axis, scale in ((made.layout.xaxis, panel.x_scale), (made.layout.yaxis, panel.y_scale)):
-        if scale == "log":
-            axis.update(exponentformat="power", minor={"showgrid": False}, dtick="D2" if _short(panel, axis) else 1)
+    made.update_xaxes(type="category" if named_bars else panel.scale("x"))
+    made.update_yaxes(type=panel.scale("y"))
+    for values, axis in ((panel.positive("x"), made.layout.xaxis), (panel.positive("y"), made.layout.yaxis)):
+        if axis.type == "log":
+            short = max(values) < DECADES * min(values)
+            axis.update(exponentformat="power", minor={"showgrid": False}, dtick="D2" if short else 1)
     made.update_layout(bargap=0.2 if named_bars else 0)
     named = sum(bool(trace.showlegend) for trace in made.data)
     if named > 1:
@@ -55,13 +56,6 @@ def figure(panel: Panel) -> Any:
             },
         )
     return made
-
-
-def _short(panel: Panel, axis: Any) -> bool:
-    """Whether a logarithmic axis spans so little that a tick per decade would be one or two."""
-    which = axis.plotly_name[0]
-    values = [v for m in panel.marks if isinstance(m, Line) for v in getattr(m, which) if v is not None and v > 0]
-    return bool(values) and max(values) / min(values) < DECADES
 
 
 @singledispatch

@@ -13,6 +13,7 @@ from holdfast.errors import HoldfastError
 from holdfast.evaluation import not_finite
 from holdfast.layers import device_of
 from holdfast.likelihood import ForwardLoss, Items
+from holdfast.shifts.shift import precise
 
 
 class Losses:
@@ -43,7 +44,7 @@ class Losses:
         total, items = 0.0, 0
         for batch in self.batches:
             said = self.reader.read(batch)
-            total, items = total + float(said.loss().float()), items + said.items
+            total, items = total + float(said.loss()), items + said.items
         if items == 0:
             raise HoldfastError("no scored item in the batches to measure a loss on", remedy="give more data")
         return total / items if math.isfinite(total) else math.nan
@@ -57,7 +58,7 @@ class Losses:
 
     def gradients(self, parameters: dict[str, nn.Parameter]) -> dict[str, Tensor]:
         """The gradient of the mean loss for each of the parameters; zero where the loss does not depend on it."""
-        total = {name: torch.zeros_like(parameter, dtype=torch.float32) for name, parameter in parameters.items()}
+        total = {name: torch.zeros_like(precise(parameter.detach())) for name, parameter in parameters.items()}
         items = 0
         with _asking(parameters), torch.enable_grad():
             for batch in self.batches:
@@ -66,7 +67,7 @@ class Losses:
                 found = torch.autograd.grad(said.loss(), list(parameters.values()), allow_unused=True)
                 for sums, gradient in zip(total.values(), found, strict=True):
                     if gradient is not None:
-                        sums += gradient.float()
+                        sums += gradient
         return {name: sums / max(items, 1) for name, sums in total.items()}
 
 

@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from holdfast.analysis.directions import Direction, Place, places
 from holdfast.errors import HoldfastError
 from holdfast.pretrained import check_whole, evaluating
+from holdfast.shifts.shift import precise
 
 
 class Moving:
-    """theta + sum over i of alpha_i d_i, written into the model: float32 sums, then the weights' own precision."""
+    """theta + sum over i of alpha_i d_i: summed in float32 or better, written in the weights' own precision."""
 
     def __init__(self, known: Sequence[Place]) -> None:
         self.places = list(known)
@@ -28,7 +29,7 @@ class Moving:
             for alpha, direction in steps:
                 along = direction.at(place, kept) if alpha else None
                 if along is not None:
-                    moved = (kept.float() if moved is None else moved) + alpha * along
+                    moved = (precise(kept) if moved is None else moved) + alpha * along
             place.parameter.copy_(kept if moved is None else moved)
 
     @torch.no_grad()

@@ -47,9 +47,9 @@ def _draw(panel: Panel, axes: Any) -> None:
     axes.set(title=_plain(panel.title), xlabel=_plain(panel.x), ylabel=_plain(panel.y))
     for mark in panel.marks:
         _add(mark, axes)
-    if panel.x_scale == "log":
+    if panel.scale("x") == "log":  # a linear scale set anew would undo an axis of names
         axes.set_xscale("log")
-    if panel.y_scale == "log":
+    if panel.scale("y") == "log":
         axes.set_yscale("log")
     if len(axes.get_legend_handles_labels()[1]) > 1:
         axes.legend()
