@@ -14,9 +14,9 @@ DECADES = 30.0  # below it, 2 and 5 of each decade have a tick too
 
 
 def plots(panels: Sequence[Panel]) -> list[tuple[Panel, str]]:
-    """Each panel with its plot as HTML; the first one brings plotly's script with it."""
+    """Each panel with its plot as HTML, as the page shows them: wide ones first; the first brings plotly's script."""
     found = []
-    for index, panel in enumerate(panels):
+    for index, panel in enumerate(sorted(panels, key=lambda panel: not panel.wide)):
         drawn = figure(panel).to_html(
             full_html=False,
             include_plotlyjs=index == 0,

@@ -1,33 +1,35 @@
-"""`holdfast analyse sparsity` and `pac-bayes`, from the command line to the files."""
+"""`holdfast analyse sparsity` and `pac-bayes`: from the command line to the files."""
 
 import json
 
 import pytest
-from cli_runs import files_in, refused, run, succeeded, tune
+from cli_runs import files_in, out, place, refused, run, succeeded, tune  # noqa: F401
 
-pytest_plugins = ["cli_runs"]
+from holdfast.analysis.figure import Line, Panel
+from holdfast.analysis.interactive import plots
+
 SMALL = ("--length", 24)
 
 
-def sparsity(place, out, *more):
+def sparsity(place, out, *more):  # noqa: F811
     return ("analyse", "sparsity", "--model", place.model, "--target", place.target, "--source", place.source,
             "--out", out, "--examples", 4, *SMALL, *more)  # fmt: skip
 
 
-def pac_bayes(place, out, *more):
+def pac_bayes(place, out, *more):  # noqa: F811
     return ("analyse", "pac-bayes", "--model", place.model, "--target", place.target, "--out", out,
-            "--steps", 4, "--draws", 40, *SMALL, *more)  # fmt: skip
+            "--steps", 4, "--draws", 40, "--seed", 3, *SMALL, *more)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
-def adapter(place, tmp_path_factory):
+def adapter(place, tmp_path_factory):  # noqa: F811
     """A LoRA of the tiny model."""
-    out = tmp_path_factory.mktemp("tuned") / "out"
-    succeeded(*tune(place, out))
-    return out / "adapter"
+    folder = tmp_path_factory.mktemp("tuned")
+    succeeded(*tune(place, folder))
+    return folder / "adapter"
 
 
-def test_sparsity_leaves_figures_a_page_and_a_picture(place, adapter, tmp_path):
+def test_sparsity_leaves_figures_a_page_and_a_picture(place, adapter, tmp_path):  # noqa: F811
     done = succeeded(*sparsity(place, tmp_path, "--examples", 1, "--steps", 4, "--adapter", adapter, "--json"))
     assert sorted(files_in(tmp_path)) == ["sparsity.html", "sparsity.json", "sparsity.svg"]
     content = json.loads((tmp_path / "sparsity.json").read_text())
@@ -43,7 +45,7 @@ def test_sparsity_leaves_figures_a_page_and_a_picture(place, adapter, tmp_path):
         assert name in content["words"]
 
 
-def test_the_adapter_is_what_is_measured_as_tuned(place, adapter, tmp_path):
+def test_the_adapter_is_what_is_measured_as_tuned(place, adapter, tmp_path):  # noqa: F811
     alone = succeeded(*sparsity(place, tmp_path / "a", "--steps", 0, "--pretrained-only", "--json")).json["figures"]
     both = succeeded(*sparsity(place, tmp_path / "b", "--steps", 0, "--adapter", adapter, "--json")).json["figures"]
     assert alone["conditions"]["pre-trained"] == both["conditions"]["pre-trained"]  # the model itself stays bare
@@ -52,12 +54,12 @@ def test_the_adapter_is_what_is_measured_as_tuned(place, adapter, tmp_path):
     assert both["persistence"]["training"] == {}
 
 
-def test_sparsity_says_what_it_lacks(place, out):
+def test_sparsity_says_what_it_lacks(place, out):  # noqa: F811
     refused(*sparsity(place, out, "--examples", 5000), says=["rows to take gradients of", "--examples"])
 
 
 @pytest.mark.parametrize("prior", ["identity", "kronecker", "diagonal"])
-def test_pac_bayes_leaves_a_certificate(place, tmp_path, prior):
+def test_pac_bayes_leaves_a_certificate(place, tmp_path, prior):  # noqa: F811
     done = succeeded(*pac_bayes(place, tmp_path, "--json", "--prior", prior))
     assert sorted(files_in(tmp_path)) == ["pac-bayes.html", "pac-bayes.json", "pac-bayes.svg"]
     figures = done.json["figures"]
@@ -72,7 +74,7 @@ def test_pac_bayes_leaves_a_certificate(place, tmp_path, prior):
         assert name in done.json["words"]
 
 
-def test_the_same_seed_gives_the_same_certificate(place, tmp_path):
+def test_the_same_seed_gives_the_same_certificate(place, tmp_path):  # noqa: F811
     first, second = (
         succeeded(*pac_bayes(place, tmp_path / name, "--json", "--loss", "nats", "--method", "full")).json["figures"]
         for name in "ab"
@@ -82,7 +84,7 @@ def test_the_same_seed_gives_the_same_certificate(place, tmp_path):
     assert first["headline"]["risk"] > 1  # nats, not a share
 
 
-def test_a_finished_adapter_is_certified_over_all_weights(place, adapter, tmp_path):
+def test_a_finished_adapter_is_certified_over_all_weights(place, adapter, tmp_path):  # noqa: F811
     done = succeeded(*pac_bayes(place, tmp_path, "--json", "--adapter", adapter)).json["figures"]
     assert (done["headline"]["space"], done["headline"]["prior"]) == ("all weights", "pre-trained")
     assert done["headline"]["divergence"] > 0
@@ -91,16 +93,23 @@ def test_a_finished_adapter_is_certified_over_all_weights(place, adapter, tmp_pa
     assert held["figures"]["headline"]["divergence"] == 0.0
 
 
-def test_pac_bayes_counts_documents_not_tokens(place, out):
+def test_pac_bayes_counts_documents_not_tokens(place, out):  # noqa: F811
     refused(*pac_bayes(place, out, "--target", place.source), says=["is one document", "a row per document"])
 
 
-def test_pac_bayes_refuses_what_makes_no_sense(place, out, tmp_path):
+def test_pac_bayes_refuses_what_makes_no_sense(place, out, tmp_path):  # noqa: F811
     refused(*pac_bayes(place, out, "--prior-adapter", tmp_path), says=["--prior-adapter without --adapter"])
     refused(*pac_bayes(place, out, "--delta", 1.5), says=["delta is 1.5"])
     refused(*pac_bayes(place, out, "--prior", "kroneker"), says=["kronecker"])
     refused(*pac_bayes(place, out, "--prior", "tracekron", "--loss", "acuracy"), says=["error or nats"])
     refused(*pac_bayes(place, out, "--share", 0.9), says=["too few"])
+
+
+def test_the_first_plot_of_a_page_brings_the_script():
+    marks = [Line("line", [1, 2], [3, 4])]
+    drawn = plots([Panel("narrow", "x", "y", marks), Panel("wide", "x", "y", marks, wide=True)])
+    assert [panel.title for panel, _ in drawn] == ["wide", "narrow"]
+    assert [len(text) > 10**6 for _, text in drawn] == [True, False]
 
 
 def test_help_has_an_example():
