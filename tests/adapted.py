@@ -11,6 +11,8 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 
 from holdfast import catalogue
+from holdfast.sift import SiftConfig
+from holdfast.sift.layer import SiftLayer
 from holdfast.targets import base_layers, select
 
 RANK, ALPHA = 2, 3
@@ -44,17 +46,34 @@ def pissa(network: Network, model: nn.Module) -> PeftModel:
     return lora(network, model.float(), init_lora_weights="pissa").double()
 
 
+def sift(network: Network, model: nn.Module, **settings: Any) -> PeftModel:
+    """A quarter of each weight's entries, drawn at random."""
+    drawn = {"target_modules": sorted(select(model, network.targets)), "density": 0.25, "score": "random"}
+    return get_peft_model(model, SiftConfig(**drawn | settings))
+
+
+def sifts(network: Network, model: nn.Module) -> PeftModel:
+    """Two SIFT adapters, both active: absolute entries and increments, whose places meet."""
+    model = sift(network, model, density=0.4)
+    names = sorted(select(model, network.targets))
+    few = SiftConfig(target_modules=names[:1], density=0.4, score="random", seed=1, decay_to="start")
+    model.add_adapter("extra", few)
+    model.base_model.set_adapter(["default", "extra"])
+    return model
+
+
 def _tuned(name: str) -> Callable[[Network, nn.Module], nn.Module]:
     return lambda network, model: catalogue.tuner(name)().prepare(model, network.targets, RANK, ALPHA)
 
 
 FLAVOURS = {name: _tuned(name) for name in catalogue.names("tuner")}
-FLAVOURS |= {"patterns": patterns, "two": two, "pissa": pissa}
+FLAVOURS |= {"patterns": patterns, "two": two, "pissa": pissa, "sift": sift, "sifts": sifts}
+ANYWHERE = ("full", "sift", "sifts")  # ways that PEFT's LoRA on a layer does not limit
 CASES = [
     (flavour, network)
     for flavour in FLAVOURS
     for network in NETWORKS
-    if (NETWORKS[network].lora or flavour == "full") and (network in LINEAR or flavour != "pissa")
+    if (NETWORKS[network].lora or flavour in ANYWHERE) and (network in LINEAR or flavour != "pissa")
 ]
 
 
@@ -73,6 +92,9 @@ def move(model: nn.Module, size: float = 0.3, seed: int = 7) -> nn.Module:
             if parameter.requires_grad:
                 noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
                 parameter.add_(size * noise.to(parameter.dtype))
+    for layer in model.modules():
+        if isinstance(layer, SiftLayer):
+            layer.settle()  # as after an optimizer's step
     return model
 
 

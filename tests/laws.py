@@ -64,6 +64,22 @@ def thin_equals_dense(curvature: Curvature, rank: int = 2) -> None:
     assert_close((up, down), before, rtol=0, atol=0)
 
 
+def sparse_equals_dense(curvature: Curvature) -> None:
+    """The products at a few entries are those of the materialised D, damped or not, in any order of the entries."""
+    out, inn = curvature.shape
+    for one in (curvature, curvature.damped(0.1)):
+        for count in (0, 1, out * inn // 9, out * inn // 3, out * inn):
+            places = torch.randperm(out * inn, generator=torch.Generator().manual_seed(9))[:count]
+            values, rows, columns = drawn(10, count), places // inn, places % inn
+            before = values.clone()
+            delta = torch.zeros(out, inn, dtype=torch.float64)
+            delta[rows, columns] = values
+            wanted = one.apply(delta)
+            near = {"rtol": 1e-9, "atol": ROUNDING * float(wanted.abs().max())}
+            assert_close(one.sparse(values, rows, columns), wanted[rows, columns], **near)
+            assert_close(values, before, rtol=0, atol=0)
+
+
 def damping_only_adds(curvature: Curvature) -> None:
     """Nothing at 0; never less curvature in any direction with more damping."""
     delta = drawn(5, *curvature.shape)
@@ -104,6 +120,7 @@ LAWS = (
     is_positive_semidefinite,
     is_quadratic,
     thin_equals_dense,
+    sparse_equals_dense,
     damping_only_adds,
     survives_storage,
     spectrum_is_the_curvature,

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from adapted import move
 from cli_runs import LENGTH, SENTENCES, anchor, files_in, make_model, out, place, refused, succeeded, tune  # noqa: F401
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
@@ -19,6 +20,7 @@ from holdfast.evaluation import mean_loss
 from holdfast.penalties.quadratic import Penalty
 from holdfast.recipe import DataSettings
 from holdfast.sides import read_side
+from holdfast.sift import SiftConfig
 
 BUDGET = 0.002
 LAYER = "model.layers.0.self_attn.q_proj"
@@ -56,6 +58,23 @@ def forecast(place, folder, anchor):  # noqa: F811
     """What the anchor says of an adapter that stock PEFT has loaded."""
     model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(place.model), folder)
     return Penalty(model, Anchor.load(anchor)).predicted_forgetting
+
+
+def test_a_sift_adapter_is_brought_inside_too(place, anchor, tmp_path):  # noqa: F811
+    sift = SiftConfig(target_modules=["q_proj", "down_proj"], density=0.05, score="random")
+    model = move(get_peft_model(AutoModelForCausalLM.from_pretrained(place.model), sift), size=2.0)
+    model.save_pretrained(tmp_path / "few")
+    row = {}
+    for how in ("scale", "layers", "project"):
+        done = succeeded(*fit(tmp_path / "few", anchor, tmp_path / how, "--how", how, "--json"))
+        row[how] = done.json["rows"][0]
+        assert row[how]["predicted_unfitted"] > 2 * BUDGET
+        found = forecast(place, tmp_path / how / "adapter", anchor)
+        assert found == pytest.approx(BUDGET, rel=1e-3 if how == "project" else 1e-5)
+    came, fitted = (load_file(f / "adapter_model.safetensors") for f in (tmp_path / "few", tmp_path / "scale/adapter"))
+    assert came.keys() == fitted.keys()
+    for name in came:
+        assert torch.equal(came[name], fitted[name]) == (not name.endswith("values"))  # the places are the same
 
 
 @pytest.mark.parametrize("how", ["scale", "layers"])

@@ -15,6 +15,7 @@ from holdfast.factors.blocks import Blocks
 from holdfast.factors.factor import Factor, Storage
 from holdfast.factors.low_rank import LowRank
 from holdfast.factors.rotation import turned, turned_back
+from holdfast.sparse_matrix import SparseMatrix
 
 INDICES = torch.tensor([0, 6, 3, 3, 1, 6, 6])
 each_storage = pytest.mark.parametrize("name", TWINS)
@@ -37,6 +38,24 @@ def test_equals_the_slow_twin(name: str) -> None:
 @pytest.mark.parametrize("law", [is_positive_semidefinite, has_the_diagonal], ids=lambda law: law.__name__)
 def test_law(name: str, law: Callable[[Factor], None]) -> None:
     law(made(name, ROWS))
+
+
+@each_storage
+def test_products_with_few_entries_are_those_with_the_matrix(name: str) -> None:
+    factor, wanted = made(name, ROWS), dense(made(name, ROWS))
+    places = torch.randperm(5 * WIDTH, generator=torch.Generator().manual_seed(0))[:11].sort().values
+    few = SparseMatrix(drawn(3, 11), places // WIDTH, places % WIDTH, (5, WIDTH))
+    for start, stop in ((0, WIDTH), (0, 2), (2, 5), (4, WIDTH)):
+        assert_close(factor.times_sparse(few, start, stop), (few.dense() @ wanted)[:, start:stop], **EXACT)
+        part = few.between(start, stop)
+        assert_close(part.dense(), few.dense()[:, start:stop], rtol=0, atol=0)
+        assert_close(part.values, few.values[few.inside(start, stop)], rtol=0, atol=0)
+    left, turned_few = drawn(4, WIDTH, 5), few.dense().T
+    rows, columns = turned_few.nonzero(as_tuple=True)
+    at = SparseMatrix(turned_few[rows, columns], rows, columns, (WIDTH, 5))
+    assert_close(factor.times_at(left, at), (wanted @ left)[rows, columns], **EXACT)
+    some = torch.tensor([3, 0, 3, 6, 5])
+    assert_close(factor.among(some), wanted[some][:, some], **EXACT)
 
 
 @each_storage

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from adapted import adapt, effective_shifts, lora, move, pissa
+from adapted import adapt, effective_shifts, lora, move, pissa, sift
 from cli_runs import make_model
 from laws import EXACT, dense
 from networks import NETWORKS
@@ -22,7 +22,7 @@ from holdfast.fitting.way import Way
 from holdfast.fitting.ways import WAYS
 from holdfast.penalties.quadratic import Penalty
 
-FLAVOURS = ["lora", "rslora", "lora-fa", "patterns", "two"]
+FLAVOURS = ["lora", "rslora", "lora-fa", "patterns", "two", "sift", "sifts"]
 PLACES = ["mlp", "conv2d", "embedding", "llama", "gpt2", "bert-tokens"]
 FILTERED = [k for k in catalogue.names("curvature") if catalogue.curvature(k).spectrum is not Curvature.spectrum]
 COUPLED = [k for k in catalogue.names("curvature") if issubclass(catalogue.curvature(k), Coupled)]
@@ -79,7 +79,7 @@ def test_a_wholly_tuned_layer_is_written_exactly(name: str) -> None:
 
 
 @each_place
-@pytest.mark.parametrize("flavour", ["lora", "full"])
+@pytest.mark.parametrize("flavour", ["lora", "full", "sift"])
 def test_another_shift_is_written_as_near_as_the_rank_allows(flavour: str, name: str) -> None:
     reference = holdfast.snapshot(NETWORKS[name].build())
     model = moved(flavour, name)
@@ -96,6 +96,9 @@ def test_another_shift_is_written_as_near_as_the_rank_allows(flavour: str, name:
             assert away == pytest.approx(best, abs=1e-12)  # Eckart-Young
             moving.moves[layer].put(delta)
             assert_close(deltas(model, name)[layer], delta, **EXACT)
+        elif flavour == "sift":
+            assert_close(torch.where(delta != 0, delta, wanted[layer]), wanted[layer], **EXACT)  # all that it can hold
+            assert 0 < away < 1
         else:
             assert away < 1e-20
     moving.scale(1.0)
@@ -103,7 +106,7 @@ def test_another_shift_is_written_as_near_as_the_rank_allows(flavour: str, name:
 
 @pytest.mark.parametrize("how", WAYS)
 @pytest.mark.parametrize("kind", [kind for kind in FILTERED if catalogue.curvature(kind).forecasts])
-@pytest.mark.parametrize("flavour", ["lora", "full"])
+@pytest.mark.parametrize("flavour", ["lora", "full", "sift"])
 def test_the_forecast_is_the_budget(how: str, kind: str, flavour: str) -> None:
     reference = holdfast.snapshot(NETWORKS["llama"].build()) if flavour == "full" else None
     model, anchor = moved(flavour, "llama"), anchor_of("llama", kind)
@@ -141,6 +144,29 @@ def test_the_coupling_is_the_price_of_any_factors(kind: str) -> None:
         assert moving.forecast() == pytest.approx(float(factors @ form @ factors), rel=1e-9)
 
 
+@pytest.mark.parametrize("kind", [*FILTERED, "samples"])
+def test_the_filter_of_entries_is_the_minimum_among_them(kind: str) -> None:
+    """Against the dense system (w I + mu C_II) v' = w v of each layer, for the mu that the budget asks for."""
+    model, anchor = moved("sift", "mlp"), anchor_of("mlp", kind)
+    moving = Moving(model, anchor)
+    born = {name: m.shift().matrix().detach() for name, m in moving.moves.items()}
+    worths = {name: float(number + 1) for number, name in enumerate(born)}
+    budget = moving.forecast() / 3
+    WAYS["project"](moving, worths).aim(budget)
+    assert moving.forecast() == pytest.approx(budget, rel=1e-3)
+    multipliers = []
+    for name, delta in born.items():
+        left, form = moving.shift(name).matrix().detach(), dense(anchor.curvatures[name])
+        weight = worths[name] / float(delta.square().sum())
+        force = torch.where(delta.flatten() != 0, form @ left.flatten(), 0.0) / weight
+        gone = (delta - left).flatten()
+        multiplier = float(gone @ force / (force @ force))
+        assert_close(gone, multiplier * force, rtol=1e-6, atol=1e-9 * float(delta.abs().max()))
+        multipliers.append(multiplier)
+    assert multipliers == pytest.approx([multipliers[0]] * len(born), rel=1e-6)
+    assert multipliers[0] > 0
+
+
 @pytest.mark.parametrize("kind", FILTERED)
 def test_the_filter_is_the_minimum_that_it_claims(kind: str) -> None:
     """Against the dense system (w I + mu C) D' = w D of each layer, for the mu that the budget asks for."""
@@ -163,22 +189,24 @@ def test_the_filter_is_the_minimum_that_it_claims(kind: str) -> None:
     assert multipliers[0] > 0
 
 
-def test_directions_keep_more_than_layers_and_layers_more_than_one_factor() -> None:
-    reference = holdfast.snapshot(NETWORKS["llama"].build())
+@pytest.mark.parametrize("flavour", ["full", "sift"])
+def test_directions_keep_more_than_layers_and_layers_more_than_one_factor(flavour: str) -> None:
+    reference = holdfast.snapshot(NETWORKS["llama"].build()) if flavour == "full" else None
     anchor = anchor_of("llama", "kronecker")
     away = {}
     for how in WAYS:
-        model = moved("full", "llama")
+        model = moved(flavour, "llama")
         before = deltas(model, "llama")
         holdfast.fit(model, anchor, half(model, anchor, reference=reference), how, reference=reference)
         away[how] = sum(float((d - before[n]).square().sum()) for n, d in deltas(model, "llama").items())
     assert away["project"] < away["layers"] < away["scale"]
 
 
-def test_inside_its_budget_an_adapter_is_left_alone() -> None:
+@pytest.mark.parametrize("flavour", ["lora", "sift"])
+def test_inside_its_budget_an_adapter_is_left_alone(flavour: str) -> None:
     anchor = anchor_of("llama", "kronecker")
     for how in WAYS:
-        model = moved("lora", "llama")
+        model = moved(flavour, "llama")
         born = state(model)
         found = holdfast.fit(model, anchor, 3 * half(model, anchor), how)
         assert not found.changed
@@ -188,9 +216,10 @@ def test_inside_its_budget_an_adapter_is_left_alone() -> None:
 
 @pytest.mark.parametrize("how", WAYS)
 @pytest.mark.parametrize("kind", ["kronecker", "identity"])
-def test_what_is_measured_decides_where_there_is_data(how: str, kind: str) -> None:
+@pytest.mark.parametrize("flavour", ["lora", "sift"])
+def test_what_is_measured_decides_where_there_is_data(how: str, kind: str, flavour: str) -> None:
     """Also with an anchor that forecasts nothing; the model that is left has the loss that was measured."""
-    model, batches = moved("lora", "llama"), known()
+    model, batches = moved(flavour, "llama"), known()
     found = holdfast.fit(model, anchor_of("llama", kind), "loss 5%", how, source=batches, progress=False)
     with model.disable_adapter():
         base = loss(model, batches)
@@ -246,23 +275,23 @@ def likeliest(model: Any, batch: dict[str, Tensor]) -> Tensor:
     return labels
 
 
-def test_worth_is_what_the_target_says() -> None:
+@pytest.mark.parametrize("flavour", ["lora", "sift"])
+def test_worth_is_what_the_target_says(flavour: str) -> None:
     network, anchor = NETWORKS["llama"], anchor_of("llama", "kronecker")
-    plain, told = moved("lora", "llama"), moved("lora", "llama")
+    plain, told = moved(flavour, "llama"), moved(flavour, "llama")
     budget = half(plain, anchor)
     first = holdfast.fit(plain, anchor, budget)
     second = holdfast.fit(told, anchor, budget, target=network.batches(2), progress=False)
     assert first.worths != second.worths
     assert first.factors != second.factors
     assert second.forecast_after == pytest.approx(budget, rel=1e-7)
-    merged = copy.deepcopy(moved("lora", "llama")).merge_and_unload()
+    merged = copy.deepcopy(moved(flavour, "llama")).merge_and_unload()
     measured = Anchor.estimate(merged, network.batches(2), fisher="data", targets=network.targets, progress=False)
-    delta = deltas(moved("lora", "llama"), "llama")
+    delta = deltas(moved(flavour, "llama"), "llama")
     wanted = {n: 0.5 * float((delta[n] * c.apply(delta[n].clone())).sum()) for n, c in measured.curvatures.items()}
     assert second.worths == pytest.approx(wanted, rel=1e-8)
-    base, came = network.build(), state(moved("lora", "llama"))
-    assert all(torch.equal(w, came[f"base_model.model.{n}.base_layer.weight"])
-               for n, w in holdfast.snapshot(base).items() if n in first.factors)  # fmt: skip
+    base, came = network.build(), holdfast.snapshot(moved(flavour, "llama"))
+    assert all(torch.equal(w, came[n]) for n, w in holdfast.snapshot(base).items())
     assert all(torch.equal(w, holdfast.snapshot(told)[n]) for n, w in holdfast.snapshot(base).items())
 
 
@@ -272,6 +301,11 @@ REFUSED = {
     "saved": (lambda m: lora(NETWORKS["llama"], m, modules_to_save=["lm_head"]), "modules_to_save", "without"),
     "bias": (lambda m: lora(NETWORKS["llama"], m, bias="lora_only"), "biases", "bias='none'"),
     "lora bias": (lambda m: lora(NETWORKS["llama"], m, lora_bias=True), "biases", "bias='none'"),
+    "sift's biases": (lambda m: sift(NETWORKS["llama"], m, biases=True), "biases", "bias='none'"),
+    "norms": (
+        lambda m: move(sift(NETWORKS["llama"], m, target_modules=["q_proj", "input_layernorm"])),
+        "no price for them: .*input_layernorm", "targets",
+    ),
     "bare": (lambda m: m, "no adapter", "PeftModel.from_pretrained"),
     "other layers": (
         lambda m: get_peft_model(m, LoraConfig(target_modules=["q_proj", "lm_head"])), "no curvature", "targets",

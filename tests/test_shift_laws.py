@@ -95,7 +95,7 @@ def reloaded(model: nn.Module, network: Network, folder: Any) -> nn.Module:
         return again
     model.save_pretrained(folder)
     base = network.build()
-    changed = model.peft_config["default"].init_lora_weights == "pissa"
+    changed = getattr(model.peft_config["default"], "init_lora_weights", None) == "pissa"
     again = PeftModel.from_pretrained(base.float() if changed else base, folder).double()
     for extra in [adapter for adapter in model.peft_config if adapter != "default"]:
         again.load_adapter(folder / extra, adapter_name=extra)
@@ -117,6 +117,7 @@ class Form:
     """Any symmetric form, dense."""
 
     def __init__(self, out: int, inn: int) -> None:
+        self.shape = (out, inn)
         root = drawn(2, out * inn, out * inn)
         self.form = root @ root.T
 
@@ -128,6 +129,11 @@ class Form:
         """(C D) down^T and up^T (C D)."""
         priced = self.apply(up @ down)
         return priced @ down.T, up.T @ priced
+
+    def sparse(self, values: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+        """C D at the entries of D."""
+        delta = torch.zeros(self.shape, dtype=values.dtype).index_put((rows, columns), values)
+        return self.apply(delta)[rows, columns]
 
 
 def test_products_are_half_the_gradients_of_the_form() -> None:

@@ -146,12 +146,13 @@ class Anchor:
         plain = needs_gradients(parts, kind, per)
         per = per or ("sequence" if plain else kind.per)
         check_options(fisher, draws, per, fraction, source, kind)
-        weights = {name: fingerprint(part.tensor) for name, part in parts.items()}
+        weights = {name: fingerprint(part.pretrained) for name, part in parts.items()}
         base = getattr(getattr(bare(model), "config", None), "_name_or_path", "") or type(bare(model)).__name__
         facts: dict[str, Any] = {"base_model": base, "item": item, "seed": seed, "fraction": fraction}
         facts |= {"products": str(dtype or "as the model").removeprefix("torch."), "draws": draws, "per": per}
         if space == "adapter":
-            facts |= {"space": space, "base": {n: fingerprint(w) for n, w in frozen_under(model, parts).items()}}
+            under = {name: fingerprint(part.pretrained) for name, part in frozen_under(model, parts).items()}
+            facts |= {"space": space, "base": under}
         sizes = sizes_of(parts, flat=plain)
         if not kind.statistics():
             curvatures = {name: kind.from_sums(size, {}, 1) for name, size in sizes.items()}
@@ -198,7 +199,7 @@ class Anchor:
         for name, known in anchored.items():
             if name not in parts:
                 raise self.foreign(f"the anchored layer {name!r} is not in the model")
-            weight, parameter = parts[name].tensor, parts[name].parameter
+            weight, parameter = parts[name].pretrained, parts[name].parameter
             whole = name if name.endswith(f".{parameter}") else f"{name}.{parameter}"
             if list(weight.shape) != known["shape"]:
                 raise self.foreign(f"{whole} has shape {tuple(weight.shape)}, anchored {tuple(known['shape'])}")

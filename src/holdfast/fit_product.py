@@ -21,6 +21,7 @@ from holdfast.tuned import PRODUCTS, drop_other, signed
 CONFIG = "adapter_config.json"
 CARD = "README.md"
 RESULTS = "results.json"
+PRICED = ("lora_", "sift_")  # in the names of tensors that make up a shift of layers' weights
 WEIGHTS = ("*.safetensors", "*.bin", "*.index.json")
 LEFT_BEHIND = ("optimizer.*", "scheduler.*", "rng_state*", "scaler.*", "trainer_state.json", "training_args.bin")
 
@@ -140,7 +141,7 @@ def _files(folder: Path, *, with_weights: bool) -> list[Path]:
 
 
 def _check_tensors(folder: Path, base: Any) -> None:
-    """Raise HoldfastError for an adapter file that holds other weights than LoRA's and the base model's own.
+    """Raise HoldfastError for an adapter file that holds other weights than LoRA's, SIFT's and the base model's own.
 
     PEFT saves the base's embeddings beside an adapter on them.
     """
@@ -155,15 +156,15 @@ def _check_tensors(folder: Path, base: Any) -> None:
             remedy="copy the adapter again",
         ) from error
     known = base.state_dict()
-    others = {name: tensor for name, tensor in tensors.items() if "lora_" not in name}
+    others = {name: tensor for name, tensor in tensors.items() if not any(prefix in name for prefix in PRICED)}
     bare = {name: name.removeprefix("base_model.model.").replace(".base_layer.", ".") for name in others}
     strange = [n for n, t in others.items() if bare[n] not in known or not _same(t, known[bare[n]])]
     if strange:
         raise HoldfastError(
-            f"the adapter in {folder} holds {len(strange)} tensors that are no LoRA's and that nothing prices: "
-            f"{', '.join(strange[:3])}",
-            causes=["modules_to_save, trained biases or resized embeddings", "another method than LoRA"],
-            remedy="fit a plain LoRA; or merge the adapter and fit the whole model",
+            f"the adapter in {folder} holds {len(strange)} tensors that are neither LoRA's nor SIFT's and that nothing "
+            f"prices: {', '.join(strange[:3])}",
+            causes=["modules_to_save, trained biases or resized embeddings", "another method than LoRA or SIFT"],
+            remedy="fit a plain LoRA or SIFT; or merge the adapter and fit the whole model",
         )
 
 

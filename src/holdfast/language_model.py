@@ -70,19 +70,31 @@ def is_model(folder: str | Path) -> bool:
     return (Path(folder) / "config.json").is_file() and not (Path(folder) / "adapter_config.json").is_file()
 
 
-def load_adapter(model: Any, folder: str) -> Any:
-    """The model with a saved PEFT adapter.
+def load_adapter(model: Any, folder: str, name: str = "default") -> Any:
+    """The model with a saved PEFT adapter, beside those that it has.
+
+    Args:
+        model: the base model, or a PEFT model.
+        folder: where the adapter lies.
+        name: what it is called on the model.
 
     Raises:
         HoldfastError: no adapter there, or one of another base model.
     """
     from peft import PeftModel
 
+    import holdfast.sift  # noqa: F401  # PEFT knows the method from here on
+
     check_adapter(folder)
     try:
         with warnings.catch_warnings():  # PEFT leaves an adapter's missing weights at their start, and only warns
             warnings.filterwarnings("error", message="Found missing adapter keys")
-            return PeftModel.from_pretrained(model, folder).eval()
+            if not isinstance(model, PeftModel):
+                return PeftModel.from_pretrained(model, folder, name).eval()
+            model.load_adapter(folder, name)
+            return model.eval()
+    except HoldfastError:  # our own methods say it themselves
+        raise
     except Exception as error:  # shapes that differ raise RuntimeError, unknown types KeyError or ValueError
         raise HoldfastError(
             f"the adapter in {folder} does not fit the model: {_reason(error)}",

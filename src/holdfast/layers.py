@@ -39,6 +39,11 @@ class LayerKind(ABC):
     def gradient_rows(self, module: Any, gradient: Tensor) -> Tensor:
         """(rows, out)."""
 
+    def entries(self, module: Any, flat: Tensor) -> tuple[Tensor, Tensor]:
+        """Rows and columns, (k,) each, in `matrix` of what lies at these places of the stored weight, (k,) flat."""
+        flat, inn = flat.long(), self.size(module)[1]
+        return flat // inn, flat % inn
+
     def same_rows(self, module: Any, other_kind: "LayerKind", other: Any) -> bool:
         """Whether another layer given the same tensor has the same input rows."""
         return False
@@ -51,6 +56,12 @@ class LayerKind(ABC):
 
 def _flatten(tensor: Tensor) -> Tensor:
     return tensor.reshape(-1, tensor.shape[-1])
+
+
+def _transposed(flat: Tensor, out: int) -> tuple[Tensor, Tensor]:
+    """Rows and columns of W where W^T, (in, out), is what is stored."""
+    flat = flat.long()
+    return flat % out, flat // out
 
 
 class LinearKind(LayerKind):
@@ -78,6 +89,9 @@ class TransposedLinearKind(LinearKind):
 
     def matrix(self, module: Any, weight: Tensor) -> Tensor:
         return weight.T
+
+    def entries(self, module: Any, flat: Tensor) -> tuple[Tensor, Tensor]:
+        return _transposed(flat, self.size(module)[0])
 
     def size(self, module: Any) -> tuple[int, int]:
         inn, out = module.weight.shape
@@ -110,6 +124,9 @@ class EmbeddingKind(LayerKind):
 
     def matrix(self, module: Any, weight: Tensor) -> Tensor:
         return weight.T
+
+    def entries(self, module: Any, flat: Tensor) -> tuple[Tensor, Tensor]:
+        return _transposed(flat, self.size(module)[0])
 
     def input_rows(self, module: Any, inputs: Tensor) -> Tensor:
         return inputs.reshape(-1)

@@ -11,7 +11,7 @@ from holdfast.penalties.anchored import Anchored
 from holdfast.penalties.prices import quadratic_form
 from holdfast.shifts.read import readers
 from holdfast.shifts.shift import Shift
-from holdfast.targets import base_layers
+from holdfast.targets import pretrained_weights
 
 
 @torch.no_grad()
@@ -24,12 +24,13 @@ def shift_sizes(model: Any, anchored: Anchored | None = None) -> dict[str, float
         model: after training.
         anchored: a penalty that knows where the weights of a bare model were.
     """
-    layers = base_layers(model)
+    moved = _readers(model, anchored)
+    sizes = {name: float(weight.float().norm()) for name, weight in pretrained_weights(model) if name in moved}
     found = {}
-    for name, reader in _readers(model, anchored).items():
+    for name, reader in moved.items():
         shift = reader()
         size = float(quadratic_form(shift, Identity.of_shape(*shift.shape))) ** 0.5
-        found[name] = size / max(float(layers[name].weight.float().norm()), 1e-30)
+        found[name] = size / max(sizes[name], 1e-30)
     return found
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from holdfast.curvature.statistic import LayerSize
 from holdfast.errors import HoldfastError
 from holdfast.layers import LayerKind, is_embedding, kind_of, require_kind
-from holdfast.targets import ALL_LINEAR, Targets, base_layers, canonical, matching, select
+from holdfast.targets import ALL_LINEAR, Targets, base_layers, canonical, matching, select, trained_in_place
 
 Space = Literal["weights", "adapter"]
 SPACES: tuple[Space, ...] = ("weights", "adapter")
@@ -25,11 +25,17 @@ class Part:
     parameter: str  # its name in the module
     kind: LayerKind | None  # None: it is no layer's weight, or the layer is not called on the batch's rows
     chain: str = ""  # the adapter of one layer that it belongs to
+    within: Any = None  # the adapter layer that trains in this very weight, if one does
 
     @property
     def tensor(self) -> Any:
         """The parameter, live: a Trainer may have put another in its place."""
         return getattr(self.module, self.parameter)
+
+    @property
+    def pretrained(self) -> Tensor:
+        """The parameter as it is without adapters, to be read only."""
+        return self.tensor if self.within is None else self.within.pretrained_weight()
 
     def matrix(self, tensor: Tensor) -> Tensor:
         """View a tensor of the parameter's own shape as a matrix."""
@@ -59,7 +65,9 @@ def select_parts(model: nn.Module, targets: Targets, space: Space) -> dict[str, 
     if space not in SPACES:
         raise HoldfastError(f"space={space!r}", wanted=f"one of {', '.join(SPACES)}")
     if space == "weights":
-        return {n: Part(m, "weight", require_kind(n, m)) for n, m in select(model, targets).items()}
+        within = trained_in_place(model)
+        found = select(model, targets).items()
+        return {n: Part(m, "weight", require_kind(n, m), within=within.get(n)) for n, m in found}
     _check_adapter(model)
     trained = {name: part for name, part in parts_in(model, space).items() if part.tensor.requires_grad}
     if isinstance(targets, str) and targets.lower() == ALL_LINEAR:
@@ -73,7 +81,9 @@ def select_parts(model: nn.Module, targets: Targets, space: Space) -> dict[str, 
 def parts_in(model: nn.Module, space: Space) -> dict[str, Part]:
     """Canonical name -> part for all that an anchor's names may mean, trained or not."""
     if space == "weights":
-        return {name: Part(module, "weight", kind_of(module)) for name, module in base_layers(model).items()}
+        within = trained_in_place(model)
+        layers = base_layers(model).items()
+        return {n: Part(m, "weight", kind_of(m), within=within.get(n)) for n, m in layers}
     modules = dict(model.named_modules())
     holders = Counter(id(p) for module in modules.values() for p in module.parameters(recurse=False))
     found: dict[str, Part] = {}
@@ -110,12 +120,12 @@ def sizes_of(parts: Mapping[str, Part], *, flat: bool) -> dict[str, LayerSize]:
     return {name: LayerSize(*part.size, indexed=part.indexed, chain=part.chain) for name, part in parts.items()}
 
 
-def frozen_under(model: nn.Module, parts: Mapping[str, Part]) -> dict[str, Tensor]:
-    """Layer name -> weight of the base model that the parts were measured on, each weight once."""
+def frozen_under(model: nn.Module, parts: Mapping[str, Part]) -> dict[str, Part]:
+    """Layer name -> the base model's weight that the parts were measured on, each weight once."""
     trained = {id(part.module) for part in parts.values()}
-    layers = {name: module for name, module in base_layers(model).items() if id(module) not in trained}
-    once = {id(module.weight): name for name, module in reversed(layers.items())}
-    return {name: layers[name].weight for name in reversed(once.values())}
+    layers = {name: part for name, part in parts_in(model, "weights").items() if id(part.module) not in trained}
+    once = {id(part.tensor): name for name, part in reversed(layers.items())}
+    return {name: layers[name] for name in reversed(once.values())}
 
 
 def _check_adapter(model: nn.Module) -> None:
@@ -124,6 +134,13 @@ def _check_adapter(model: nn.Module) -> None:
         raise HoldfastError(
             "space='adapter' measures what is trained, and this model has no adapter: nothing in it is frozen",
             remedy="wrap it with peft.get_peft_model first, freeze its base, or measure space='weights'",
+        )
+    unchosen = [name for name, module in model.named_modules() if getattr(module, "chosen", True) is False]
+    if unchosen:
+        raise HoldfastError(
+            f"space='adapter' measures what is trained, and {len(unchosen)} tensors' entries are not chosen yet: "
+            f"{', '.join(map(canonical, unchosen[:3]))}",
+            remedy="choose them first: holdfast.sift.selection.select(model, batches)",
         )
     if not any(flags):
         raise HoldfastError(

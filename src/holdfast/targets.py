@@ -1,10 +1,10 @@
 """Layer names: one name per layer, wrapped or not, and PEFT's grammar of targets over them."""
 
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from holdfast.errors import HoldfastError, closest
 from holdfast.layers import kind_of
@@ -38,6 +38,21 @@ def base_layers(model: nn.Module) -> dict[str, Any]:
             continue
         found[canonical(name)] = module
     return found
+
+
+def trained_in_place(model: nn.Module) -> dict[str, Any]:
+    """Canonical name -> adapter layer, where it trains in the base layer's own weight, which is then not the base's.
+
+    Its `pretrained_weight()` is, a copy or the tensor itself, to be read only.
+    """
+    return {canonical(name): m for name, m in model.named_modules() if hasattr(m, "pretrained_weight")}
+
+
+def pretrained_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Canonical name and pre-trained weight of every layer of a known kind, one after the other, to be read only."""
+    around = trained_in_place(model)
+    for name, module in base_layers(model).items():
+        yield name, around[name].pretrained_weight() if name in around else module.weight
 
 
 def output_layer(model: Any) -> nn.Module | None:

@@ -15,11 +15,16 @@ from holdfast.watching import LIVE_LOG, log_line, moments
 PRODUCTS = ("adapter", "model")  # folders: what a method with and without an adapter leaves
 
 
-def check_destination(folder: Path) -> None:
-    """Refuse to replace a folder that is not an earlier run's: the base model itself, for instance."""
+def check_destination(folder: Path, signature: str = SIGNATURE) -> None:
+    """Refuse to replace a folder that is not an earlier run's: the base model itself, for instance.
+
+    Args:
+        folder: where the result goes.
+        signature: what the model card of an earlier result says.
+    """
     require_folder(folder)
     inside = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
-    if inside and not signed(folder, SIGNATURE):
+    if inside and not signed(folder, signature):
         raise HoldfastError(
             f"{folder} is where the result goes, but it holds other things: {', '.join(inside[:3])}",
             wanted="a new folder, an empty one, or an earlier result to replace",

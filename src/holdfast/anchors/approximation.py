@@ -123,6 +123,11 @@ class _InPrecision:
         for_up, for_down = self.curvature.thin(up.to(self.like), down.to(self.like))
         return for_up.to(up), for_down.to(down)
 
+    def sparse(self, values: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+        """C D at the entries of D."""
+        places = (places.to(self.like.device) for places in (rows, columns))
+        return self.curvature.sparse(values.to(self.like), *places).to(values)
+
 
 def _check(approximate: Anchor, exact: Anchor, shifts: Mapping[str, Shift | Tensor]) -> None:
     if approximate.weights != exact.weights:

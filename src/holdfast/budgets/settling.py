@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,18 @@ ENOUGH = 0.97  # an excess from here to 1 is where it ends
 def start_of(parameters: Sequence[nn.Parameter]) -> list[Tensor]:
     """A copy on the CPU, to scale from."""
     return [parameter.detach().to("cpu", copy=True) for parameter in parameters]
+
+
+def starts_within(model: nn.Module) -> dict[int, Tensor]:
+    """The id of each parameter that stands for entries of the model's own weights -> where it started, (k,).
+
+    The pre-trained entries, or 0 where it trains increments; wherever the entries are by now (`Entries` of SIFT).
+    """
+    entries: list[Any] = [module for module in model.modules() if hasattr(module, "origin")]
+    return {
+        id(one.values): torch.zeros_like(one.values) if one.relative else one.origin.to(one.values.dtype)
+        for one in entries
+    }
 
 
 def settle(parameters: Sequence[nn.Parameter], start: Sequence[Tensor], excess: Callable[[], float]) -> float:

@@ -4,8 +4,10 @@ import typer
 
 from holdfast.cli.analyse import app as analyse
 from holdfast.cli.anchor import anchor
+from holdfast.cli.combine import combine
 from holdfast.cli.demo import demo
 from holdfast.cli.evaluate import evaluate
+from holdfast.cli.export import export
 from holdfast.cli.fit import fit
 from holdfast.cli.frontier import frontier
 from holdfast.cli.methods import methods
@@ -24,6 +26,8 @@ app.command()(demo)
 app.command()(anchor)
 app.command()(tune)
 app.command()(fit)
+app.command()(combine)
+app.command()(export)
 app.command()(evaluate)
 app.command()(frontier)
 app.command()(report)

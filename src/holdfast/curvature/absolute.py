@@ -65,6 +65,9 @@ class Absolute(Curvature):
     def thin(self, up: Tensor, down: Tensor) -> tuple[Tensor, Tensor]:
         return self._form.thin(up, down)
 
+    def sparse(self, values: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+        return self._form.sparse(values, rows, columns)
+
     @property
     def slope(self) -> "Slope":
         """The gradient of sum F |D|."""
@@ -102,3 +105,7 @@ class Slope:
     def thin(self, up: Tensor, down: Tensor) -> tuple[Tensor, Tensor]:
         """(F * sign(D)) down^T, (out, r), and up^T (F * sign(D)), (r, in), for D = up @ down."""
         return row_products(up, down, lambda delta, rows: delta.sign_().mul_(self.magnitudes[rows]))
+
+    def sparse(self, values: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+        """F * sign(D) at the entries of D, (k,)."""
+        return self.magnitudes[rows, columns] * values.sign()

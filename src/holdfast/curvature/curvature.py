@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import ClassVar, Protocol, Self
 
+import torch
 from torch import Tensor
 
 from holdfast.curvature.spectrum import Spectrum
@@ -19,6 +20,13 @@ from holdfast.rows.origin import Per
 # No blocks: with as many numbers, their error of q on a real LoRA shift was 1.1 to 1.4 times that of a low rank
 # (benchmarks/results/quality.json: the shipped model, widths 128 and 384).
 LADDER = ("full", "low-rank:256", "low-rank:64", "low-rank:16", "diagonal")
+
+
+def scattered(values: Tensor, rows: Tensor, columns: Tensor, shape: tuple[int, int]) -> Tensor:
+    """The dense matrix of k values at distinct places, (k,) each, 0 elsewhere."""
+    delta = torch.zeros(shape, dtype=values.dtype, device=values.device)
+    delta[rows, columns] = values
+    return delta
 
 
 class Curvature(ABC):
@@ -70,6 +78,18 @@ class Curvature(ABC):
         These are half the gradients of <D, C D> with respect to up and down, and the inner product of either
         with its factor is <D, C D> itself.
         """
+
+    def sparse(self, values: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+        """C D at the entries of D, (k,): half the gradient of <D, C D> with respect to them.
+
+        Here by way of a dense D, for structures with no form in k.
+
+        Args:
+            values: of D, (k,).
+            rows: where they are, (k,), whole numbers; 0 everywhere else.
+            columns: likewise. No place comes twice.
+        """
+        return self.apply(scattered(values, rows, columns, self.shape))[rows, columns]
 
     def spectrum(self) -> Spectrum | None:
         """C in its eigenbasis; None where its structure has none that is smaller than C itself."""

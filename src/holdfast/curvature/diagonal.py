@@ -69,6 +69,9 @@ class Diagonal(Curvature):
     def thin(self, up: Tensor, down: Tensor) -> tuple[Tensor, Tensor]:
         return row_products(up, down, lambda delta, rows: delta.mul_(self.fisher[rows]))
 
+    def sparse(self, values: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+        return self.fisher[rows, columns] * values
+
     def spectrum(self) -> Spectrum:
         return Spectrum(self.fisher)
 

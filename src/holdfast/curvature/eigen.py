@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Self
 
+import torch
 from torch import Tensor
 
 from holdfast.curvature.curvature import Curvature
@@ -13,6 +14,7 @@ from holdfast.curvature.statistic import LayerSize, Reading, Statistic
 from holdfast.errors import HoldfastError
 from holdfast.factors.amount import Amount
 from holdfast.factors.rotation import Rotation, turned, turned_back
+from holdfast.sparse_matrix import SparseMatrix, worthwhile
 
 
 class RotatedSquares(SquaredProducts):
@@ -89,6 +91,17 @@ class Eigen(Curvature):
         turned_up, turned_down = _turn(up.T, self.gradients).T, _turn(down, self.inputs)
         for_up, for_down = Diagonal(self.moments).thin(turned_up, turned_down)
         return _turn_back(for_up.T, self.gradients).T, _turn_back(for_down, self.inputs)
+
+    def sparse(self, values: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+        """Products by a U_S that is stored whole take k of in numbers; the two by U_G are those of a dense D."""
+        basis = self.inputs
+        if basis is None or basis.dim() > 2 or not worthwhile(values, self.shape):
+            return super().sparse(values, rows, columns)
+        basis = basis.to(values)
+        delta, order = SparseMatrix.ordered(values, rows, columns, self.shape)
+        turned = self.moments * _turn(delta.times(basis).T, self.gradients).T
+        priced = delta.picked_product(_turn_back(turned.T, self.gradients).T, basis.T)
+        return torch.empty_like(priced).index_copy_(0, order, priced)
 
     def spectrum(self) -> Spectrum:
         return Spectrum(self.moments, self.inputs, self.gradients)

@@ -46,6 +46,9 @@ class Identity(Curvature):
     def thin(self, up: Tensor, down: Tensor) -> tuple[Tensor, Tensor]:
         return up @ (down @ down.T * self._factor), (up.T @ up * self._factor) @ down
 
+    def sparse(self, values: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+        return values * self._factor
+
     def spectrum(self) -> Spectrum:
         return Spectrum(self.scale.reshape(1, 1).expand(self.shape))
 

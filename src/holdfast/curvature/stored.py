@@ -10,6 +10,7 @@ from holdfast.curvature.curvature import Curvature
 from holdfast.curvature.examples import Examples, padded
 from holdfast.curvature.statistic import LayerSize
 from holdfast.factors.factor import accumulator_dtype
+from holdfast.sparse_matrix import SparseMatrix, worthwhile
 
 PAIRS_AT_A_TIME = 2**22  # of rows, in `trace`
 
@@ -72,6 +73,33 @@ class Stored(Curvature):
             for_up = for_up.addmm(up, down @ down.T, alpha=self.raised)
             for_down = for_down.addmm(up.T @ up, down, alpha=self.raised)
         return for_up, for_down
+
+    def sparse(self, values: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+        """O(n t k); of indices, with only the columns of D that they point at."""
+        if self._size.indexed:
+            return self._sparse_indexed(values, rows, columns)
+        if not worthwhile(values, self.shape):
+            return super().sparse(values, rows, columns)
+        delta, order = SparseMatrix.ordered(values, rows, columns, self.shape)
+        inputs = self.inputs.flatten(0, 1)  # (n t, in)
+        moved = delta.times(inputs.T)  # D x: (out, n t)
+        scores = (moved.T.view_as(self.gradients) * self.gradients).sum(dim=(1, 2))
+        weighted = (self.gradients * scores[:, None, None]).flatten(0, 1)  # (n t, out)
+        priced = delta.picked_product(weighted.T, inputs)
+        return torch.empty_like(priced).index_copy_(0, order, priced).add_(values, alpha=self.raised)
+
+    def _sparse_indexed(self, values: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+        known, places = self.inputs.unique(return_inverse=True)  # (m,); (n, t)
+        at = torch.searchsorted(known, columns).clamp_max(max(len(known) - 1, 0))
+        met = (known[at] == columns) if len(known) else torch.zeros_like(columns, dtype=torch.bool)
+        delta = values.new_zeros(len(known), self._size.out)  # D^T's rows that indices point at
+        delta[at[met], rows[met]] = values[met]
+        scores = (delta[places] * self.gradients).sum(dim=(1, 2))
+        weighted = (self.gradients * scores[:, None, None]).flatten(0, 1)
+        summed = torch.zeros_like(delta).index_add_(0, places.flatten(), weighted)  # (m, out)
+        priced = self.raised * values
+        priced[met] += summed[at[met], rows[met]]
+        return priced
 
     def _weighted(self, scores: Tensor) -> Tensor:
         """sum s_n M_n, (n,) -> (out, in)."""

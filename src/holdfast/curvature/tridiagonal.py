@@ -129,6 +129,9 @@ class Tridiagonal(Coupled):
     def thin(self, up: Tensor, down: Tensor) -> tuple[Tensor, Tensor]:
         return self.own.thin(up, down)
 
+    def sparse(self, values: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+        return self.own.sparse(values, rows, columns)
+
     def damped(self, damping: float) -> Self:
         """Own blocks as Kronecker's: ridges on both factors of a block matrix leave it positive."""
         return type(self)(self.own.damped(damping), self.place, self.cross)

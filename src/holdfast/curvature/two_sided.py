@@ -9,8 +9,13 @@ from torch import Tensor
 from holdfast import factors
 from holdfast.curvature.curvature import Curvature
 from holdfast.curvature.spectrum import Spectrum
+from holdfast.factors.diagonal import Diagonal as DiagonalFactor
 from holdfast.factors.factor import Factor
 from holdfast.factors.full import Full
+from holdfast.sparse_matrix import SparseMatrix, worthwhile
+
+FEW = 256  # entries up to which every pair of them is looked at
+AT_A_TIME = 2**24  # numbers of D S formed at once in `sparse`
 
 
 class TwoSided(Curvature):
@@ -45,6 +50,36 @@ class TwoSided(Curvature):
         priced_up = _priced(up.T, self.gradients, self._raise_gradients)  # (G up)^T, (r, out)
         priced_down = _priced(down, self.inputs, self._raise_inputs)  # down S, (r, in)
         return priced_up.T @ (priced_down @ down.T), (priced_up @ up) @ priced_down
+
+    def sparse(self, values: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+        """(G D S)[rows, columns]: k (out + in) products instead of out in (out + in), k^2 where k is small.
+
+        Of D S, so many columns are formed at a time that G or S is larger; where both are diagonal, none.
+        """
+        out, inn = self.shape
+        if isinstance(self.gradients, DiagonalFactor) and isinstance(self.inputs, DiagonalFactor):
+            by_out, by_in = self.gradients.entries + self._raise_gradients, self.inputs.entries + self._raise_inputs
+            return by_out[rows] * by_in[columns] * values
+        if len(values) <= FEW:
+            by_out = _among(self.gradients, rows, self._raise_gradients)
+            return (by_out * _among(self.inputs, columns, self._raise_inputs)) @ values
+        if not worthwhile(values, self.shape):
+            return super().sparse(values, rows, columns)
+        delta, order = SparseMatrix.ordered(values, rows, columns, self.shape)
+        width, priced = max(AT_A_TIME // out, 1), torch.empty_like(values)
+        for start in range(0, inn, width):
+            stop = min(start + width, inn)
+            inside = delta.inside(start, stop)
+            priced[order[inside]] = self._priced_between(delta, delta.between(start, stop), start, stop)
+        return priced
+
+    def _priced_between(self, delta: SparseMatrix, own: SparseMatrix, start: int, stop: int) -> Tensor:
+        """C D at those entries `own` of D that lie in some of its columns."""
+        by_in = self.inputs.times_sparse(delta, start, stop)  # D S's columns, (out, stop - start)
+        if self._raise_inputs:
+            by_in[own.rows, own.columns] += self._raise_inputs * own.values
+        priced = self.gradients.times_at(by_in, own)
+        return priced.add_(own.picked(by_in), alpha=self._raise_gradients) if self._raise_gradients else priced
 
     def spectrum(self) -> Spectrum:
         (inputs, turn_inputs), (gradients, turn_gradients) = self.inputs.spectrum(), self.gradients.spectrum()
@@ -100,3 +135,9 @@ def _priced(rows: Tensor, factor: Factor, ridge: float) -> Tensor:
     """Rows times a factor plus a ridge on its diagonal, (n, d) -> (n, d)."""
     product = factor.times(rows)
     return product.add_(rows, alpha=ridge) if ridge else product
+
+
+def _among(factor: Factor, indices: Tensor, ridge: float) -> Tensor:
+    """M[indices][:, indices] with a ridge on M's diagonal, (k, k)."""
+    found = factor.among(indices)
+    return found.add_(indices[:, None] == indices, alpha=ridge) if ridge else found

@@ -10,6 +10,7 @@ from torch import Tensor
 from holdfast.factors.factor import Factor, accumulator_dtype
 from holdfast.factors.full import Full
 from holdfast.factors.rotation import Rotation, by_blocks
+from holdfast.sparse_matrix import SparseMatrix
 
 
 class Blocks(Factor):
@@ -66,6 +67,12 @@ class Blocks(Factor):
 
     def times(self, rows: Tensor) -> Tensor:
         return by_blocks(rows, self.blocks)
+
+    def times_sparse(self, sparse: SparseMatrix, start: int, stop: int) -> Tensor:
+        size = self.blocks.shape[1]
+        first, last = start // size, -(-stop // size)  # the blocks that the columns are in
+        inside = sparse.between(first * size, min(last * size, self._width)).dense()
+        return by_blocks(inside, self.blocks[first:last])[:, start - first * size : stop - first * size]
 
     def diagonal(self) -> Tensor:
         return self.blocks.diagonal(dim1=1, dim2=2).reshape(-1)[: self._width]

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from holdfast.factors.factor import Factor, accumulator_dtype
 from holdfast.factors.rotation import Rotation
+from holdfast.sparse_matrix import SparseMatrix
 
 
 class Diagonal(Factor):
@@ -44,6 +45,15 @@ class Diagonal(Factor):
 
     def times(self, rows: Tensor) -> Tensor:
         return rows * self.entries
+
+    def times_sparse(self, sparse: SparseMatrix, start: int, stop: int) -> Tensor:
+        return sparse.between(start, stop).dense() * self.entries[start:stop]
+
+    def times_at(self, left: Tensor, at: SparseMatrix) -> Tensor:
+        return at.picked(left) * self.entries[at.rows]
+
+    def among(self, indices: Tensor) -> Tensor:
+        return self.entries[indices] * (indices[:, None] == indices)
 
     def diagonal(self) -> Tensor:
         return self.entries

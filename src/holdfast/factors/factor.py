@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from holdfast.factors.rotation import Rotation
+from holdfast.sparse_matrix import SparseMatrix
 
 
 def accumulator_dtype(like: Tensor) -> torch.dtype:
@@ -87,6 +88,21 @@ class Factor(ABC):
     @abstractmethod
     def times(self, rows: Tensor) -> Tensor:
         """rows M, (n, d) -> (n, d)."""
+
+    @abstractmethod
+    def times_sparse(self, sparse: SparseMatrix, start: int, stop: int) -> Tensor:
+        """(D M)[:, start:stop], (n, stop - start), for a D, (n, d), of few entries."""
+
+    def times_at(self, left: Tensor, at: SparseMatrix) -> Tensor:
+        """(M A), (d, n), at the places of `at`, (k,), for a dense A, (d, n)."""
+        return at.picked(self.times(left.T).T)
+
+    def among(self, indices: Tensor) -> Tensor:
+        """M[indices][:, indices], (k, k); an index may come twice."""
+        like = self.diagonal()
+        chosen = torch.zeros(len(indices), self.width, device=like.device, dtype=like.dtype)
+        chosen[torch.arange(len(indices), device=like.device), indices] = 1
+        return self.times(chosen)[:, indices]
 
     @abstractmethod
     def diagonal(self) -> Tensor:

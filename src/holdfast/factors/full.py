@@ -10,6 +10,7 @@ from torch import Tensor
 
 from holdfast.factors.factor import Factor, accumulator_dtype, add_product, multipliable
 from holdfast.factors.rotation import Rotation
+from holdfast.sparse_matrix import SparseMatrix
 
 STRIPS = 16  # block rows of a symmetric sum: only [i, i:] is multiplied, 17/32 of the work
 NARROWEST = {"cpu": 64}  # rows of a strip below which the products run slower than the work they save
@@ -61,6 +62,15 @@ class Full(Factor):
     def times(self, rows: Tensor) -> Tensor:
         # M is symmetric, so either side of it would do: few rows are up to three times faster than few columns.
         return F.linear(rows, self.matrix)
+
+    def times_sparse(self, sparse: SparseMatrix, start: int, stop: int) -> Tensor:
+        return sparse.times(self.matrix[:, start:stop])
+
+    def times_at(self, left: Tensor, at: SparseMatrix) -> Tensor:
+        return at.picked_product(self.matrix, left)
+
+    def among(self, indices: Tensor) -> Tensor:
+        return self.matrix[indices][:, indices]
 
     def diagonal(self) -> Tensor:
         return self.matrix.diagonal()

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from holdfast.factors.factor import Factor, accumulator_dtype
+from holdfast.sparse_matrix import SparseMatrix
 
 LARGEST = 127  # entries of the test matrix are whole numbers up to it, exact in bfloat16 too
 ROUNDINGS = 8  # of a sum of squares: what may pass unnoticed
@@ -77,6 +78,17 @@ class LowRank(Factor):
 
     def times(self, rows: Tensor) -> Tensor:
         return torch.addmm(rows * self.rest, rows @ self.root, self.root.T)
+
+    def times_sparse(self, sparse: SparseMatrix, start: int, stop: int) -> Tensor:
+        alone = sparse.between(start, stop).dense() * self.rest[start:stop]
+        return torch.addmm(alone, sparse.times(self.root), self.root[start:stop].T)
+
+    def times_at(self, left: Tensor, at: SparseMatrix) -> Tensor:
+        return at.picked_product(self.root, self.root.T @ left) + at.picked(left) * self.rest[at.rows]
+
+    def among(self, indices: Tensor) -> Tensor:
+        alone = self.rest[indices] * (indices[:, None] == indices)
+        return torch.addmm(alone, self.root[indices], self.root[indices].T)
 
     def diagonal(self) -> Tensor:
         return self.exact

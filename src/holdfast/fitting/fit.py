@@ -88,7 +88,7 @@ def fit(
     nothing (identity) will do then.
 
     Args:
-        model: a PEFT model with LoRA, loaded on the anchored base; what its active adapters do is shrunk. Or a
+        model: a PEFT model with LoRA or SIFT, loaded on the anchored base; what its active adapters do is shrunk. Or a
             wholly tuned model, with `reference`.
         anchor: of the base model's weights.
         budget: nats per source item, or text: "0.02", "1%" of perplexity, "loss 1%", "accuracy 0.5" points.

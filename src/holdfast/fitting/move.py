@@ -8,12 +8,18 @@ from torch import Tensor
 
 from holdfast.layers import LayerKind
 from holdfast.shifts.dense import Dense
-from holdfast.shifts.read import Reader, active_of
-from holdfast.shifts.shift import Shift, precise
+from holdfast.shifts.read import active_of
+from holdfast.shifts.shift import Reader, Shift, precise
 
 
 class Move(ABC):
-    """A layer's shift D as it came, (out, in), and what stands in the model in its place."""
+    """A layer's shift D as it came, (out, in), and what stands in the model in its place.
+
+    Attributes:
+        adapters: how many make it together; 1 where the weight itself does.
+    """
+
+    adapters: int = 1
 
     @abstractmethod
     def shift(self) -> Shift:
@@ -38,6 +44,7 @@ class AdapterMove(Move):
     def __init__(self, layer: Any, reader: Reader) -> None:
         self.layer, self.reader = layer, reader
         self.halves = {adapter: _halves(layer, adapter) for adapter in active_of(layer)}
+        self.adapters = len(self.halves)
         self.came = {adapter: [half.detach().clone() for half in pair] for adapter, pair in self.halves.items()}
 
     def shift(self) -> Shift:

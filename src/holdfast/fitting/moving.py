@@ -10,13 +10,15 @@ from holdfast.anchor import Anchor
 from holdfast.curvature.curvature import Coupled
 from holdfast.curvature.identity import Identity
 from holdfast.errors import HoldfastError
+from holdfast.fitting.in_place import EntriesMove
 from holdfast.fitting.move import AdapterMove, Move, WeightMove
-from holdfast.fitting.refusals import check_adapters, check_reference
+from holdfast.fitting.refusals import check_adapters, check_reference, unknown_price
 from holdfast.layers import require_kind
 from holdfast.penalties.prices import Prices
 from holdfast.penalties.since import readers_since
-from holdfast.shifts.shift import Shift
-from holdfast.targets import base_layers, canonical
+from holdfast.shifts.in_place import is_sparse
+from holdfast.shifts.shift import Reader, Shift
+from holdfast.targets import base_layers, canonical, trained_in_place
 
 SETTLING = 4  # corrections of a forecast that the precision of the weights left above its limit
 ROUNDING = 1e-6  # relative, above which it is
@@ -26,7 +28,7 @@ class Moving:
     """Layer name -> move, and the price of them all.
 
     Args:
-        model: a PEFT model with LoRA, loaded; or a wholly tuned model together with `reference`.
+        model: a PEFT model with LoRA or SIFT, loaded; or a wholly tuned model together with `reference`.
         anchor: of the base model's weights.
         reference: layer name -> weight of the base model (`holdfast.snapshot`), for a wholly tuned model.
 
@@ -114,7 +116,16 @@ def _adapted(model: nn.Module, anchor: Anchor) -> dict[str, Move]:
         )
     check_adapters(model)
     layers = {canonical(name): layer for name, layer in model.named_modules() if hasattr(layer, "base_layer")}
-    return {name: AdapterMove(layers[name], reader) for name, reader in readers_since(model, anchor).items()}
+    readers = readers_since(model, anchor)
+    if unpriced := [name for name in trained_in_place(model) if name not in readers]:
+        raise unknown_price([f"{name}.weight" for name in unpriced])
+    return {name: _move(name, layers[name], reader) for name, reader in readers.items()}
+
+
+def _move(name: str, layer: Any, reader: Reader) -> Move:
+    if is_sparse(layer):
+        return EntriesMove(layer, require_kind(name, layer.base_layer), reader)
+    return AdapterMove(layer, reader)
 
 
 def _whole(model: nn.Module, anchor: Anchor, reference: Mapping[str, Tensor]) -> dict[str, Move]:

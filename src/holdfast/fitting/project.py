@@ -6,14 +6,16 @@ import torch
 from torch import Tensor
 
 from holdfast import catalogue
-from holdfast.curvature.curvature import Curvature
+from holdfast.curvature.curvature import Coupled, Curvature
 from holdfast.curvature.spectrum import Spectrum
 from holdfast.errors import HoldfastError
 from holdfast.fitting import shrinkage
 from holdfast.fitting.layers import check_apart
-from holdfast.fitting.move import AdapterMove
+from holdfast.fitting.move import Move
 from holdfast.fitting.moving import Moving, squared_length
 from holdfast.fitting.way import Way
+from holdfast.fitting.within import Within
+from holdfast.shifts.sparse import Sparse
 
 CLOSE = 1e-6  # of the budget: each further digit forms every layer's shift once more
 RAISES = 6  # corrections of the aim for what the adapter's rank changes of the forecast
@@ -29,7 +31,8 @@ class Project(Way):
     a Wiener filter, with one mu for all layers and coordinates. Scaling (a I) and factors of layers are what is left
     of it when D' must stay a multiple of D, so for the same forecast D' is never further from D than theirs. A LoRA's
     D' is not of its rank: it is cut to it (`AdapterMove.put`), and the aim is corrected for what that changes, so that
-    the forecast of what is written is B within 0.1 %, never above. D is formed, one layer at a time.
+    the forecast of what is written is B within 0.1 %, never above. SIFT's D' is the minimum among shifts of its
+    entries alone (`fitting.within`). D is formed, one layer at a time.
 
     Raises:
         HoldfastError: a curvature without an eigenbasis of its own, several adapters at once.
@@ -96,15 +99,15 @@ class Project(Way):
             move.put(share**0.5 * (1 - 1e-6) * self.moving.shift(name).matrix())
 
 
-def _spectra(moving: Moving) -> dict[str, Spectrum]:
-    several = [m for m in moving.moves.values() if isinstance(m, AdapterMove) and len(m.halves) != 1]
+def _spectra(moving: Moving) -> dict[str, Spectrum | Within]:
+    several = [move for move in moving.moves.values() if move.adapters > 1]
     if several:
         raise HoldfastError(
             "several active adapters move one layer, and a filtered shift can't be shared out among them",
             remedy="activate one adapter at a time, or take --how layers",
         )
     curvatures = {} if moving.prices is None else moving.prices.beside_weights(damped=False)
-    spectra = {name: curvature.spectrum() for name, curvature in curvatures.items()}
+    spectra = {name: _basis(curvature, moving.moves[name]) for name, curvature in curvatures.items()}
     found = {name: spectrum for name, spectrum in spectra.items() if spectrum is not None}
     if len(found) < len(spectra):
         raise HoldfastError(
@@ -113,6 +116,14 @@ def _spectra(moving: Moving) -> dict[str, Spectrum]:
             remedy="measure one of these, or take --how layers",
         )
     return found
+
+
+@torch.no_grad()
+def _basis(curvature: Curvature, move: Move) -> Spectrum | Within | None:
+    shift = move.shift()
+    if not isinstance(shift, Sparse):
+        return curvature.spectrum()
+    return None if isinstance(curvature, Coupled) else Within.of(curvature, shift)
 
 
 def _has_spectrum(kind: str) -> bool:

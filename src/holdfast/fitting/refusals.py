@@ -35,9 +35,13 @@ REASONS: list[tuple[Callable[[Any], Any], str, str]] = [
         "train without modules_to_save, or fit what is left when they are taken out of the adapter",
     ),
     (
-        lambda config: getattr(config, "bias", "none") != "none" or getattr(config, "lora_bias", False),
+        lambda config: (
+            getattr(config, "bias", "none") != "none"
+            or getattr(config, "lora_bias", False)
+            or getattr(config, "biases", False)
+        ),
         "it trained biases, which move the model at no price that an anchor knows",
-        "train with bias='none'",
+        "train without them (bias='none')",
     ),
     (
         lambda config: getattr(config, "trainable_token_indices", None),

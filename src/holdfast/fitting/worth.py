@@ -8,10 +8,11 @@ import torch
 
 from holdfast.anchor import Anchor
 from holdfast.curvature.curvature import Coupled
+from holdfast.fitting.in_place import EntriesMove
 from holdfast.fitting.move import AdapterMove, WeightMove
 from holdfast.fitting.moving import Moving
 from holdfast.layers import require_kind
-from holdfast.likelihood import ForwardLoss
+from holdfast.likelihood import ForwardLoss, bare
 from holdfast.penalties.prices import Prices
 
 ITEMS = 100_000  # scored target items that a curvature is measured on, at most
@@ -39,9 +40,9 @@ def by_gain(
     """
     curvatures = moving.anchor.curvatures.values()
     plain = all(curvature.forecasts and not isinstance(curvature, Coupled) for curvature in curvatures)
-    with _finished(moving):
+    with _finished(moving) as model:
         measured = Anchor.estimate(
-            moving.model,
+            model,
             target,
             curvature=moving.anchor.kind if plain else "kronecker",
             targets=list(moving.moves),
@@ -55,8 +56,11 @@ def by_gain(
 
 
 @contextmanager
-def _finished(moving: Moving) -> Iterator[None]:
-    """The shifts in the weights themselves, since a curvature of the weights is measured with adapters off."""
+def _finished(moving: Moving) -> Iterator[Any]:
+    """A model with the shifts in the weights themselves, where a curvature of the weights is measured."""
+    if any(isinstance(move, EntriesMove) for move in moving.moves.values()):
+        yield bare(moving.model)  # it is in the weights, and without PEFT's wrapper nothing switches adapters off
+        return
     merged: list[WeightMove] = []
     try:
         for name, move in moving.moves.items():
@@ -65,7 +69,7 @@ def _finished(moving: Moving) -> Iterator[None]:
                 merged.append(WeightMove(require_kind(name, base), base, base.weight))
                 with torch.no_grad():
                     merged[-1].put(move.shift().matrix())
-        yield
+        yield moving.model
     finally:
         for weight in reversed(merged):  # two layers may share one
             weight.scale(1.0)

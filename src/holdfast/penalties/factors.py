@@ -13,8 +13,9 @@ from holdfast.layers import require_kind
 from holdfast.penalties.anchored import check_number, warn_of_unpriced
 from holdfast.penalties.prices import Prices, leaves, quadratic_form
 from holdfast.penalties.regularizer import Regularizer
+from holdfast.shifts.kept import Kept
 from holdfast.shifts.low_rank import LowRank
-from holdfast.shifts.read import Kept, active_of, factors, has_magnitude
+from holdfast.shifts.read import active_of, factors, has_magnitude
 from holdfast.targets import canonical
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from holdfast.budgets.budget import Budget
 from holdfast.budgets.controller import HASTY, PATIENT
 from holdfast.budgets.gauge import Gauge
-from holdfast.budgets.settling import settle, start_of
+from holdfast.budgets.settling import settle, start_of, starts_within
 from holdfast.budgets.steering import LOOKS, Steering
 from holdfast.errors import HoldfastError
 from holdfast.likelihood import ForwardLoss
@@ -135,7 +135,10 @@ class Regularizer(ABC):
         if not self.steerings:
             return 1.0
         excess = lambda: max(one.final() / one.controller.limit for one in self.steerings)  # noqa: E731
-        return settle(self._trainable(), self._start, excess)
+        trained = self._trainable()
+        within = starts_within(self.model)  # entries are chosen during training, so their start is known at its end
+        start = [within.get(id(one), first) for one, first in zip(trained, self._start, strict=True)]
+        return settle(trained, start, excess)
 
     def figures(self) -> dict[str, float]:
         """`report`, the strength, and what budgets say: of a second budget with `_2` behind the names, and so on."""

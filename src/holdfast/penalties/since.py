@@ -11,10 +11,11 @@ from holdfast.errors import HoldfastError
 from holdfast.layers import require_kind
 from holdfast.parts import Part, parts_in, select_parts
 from holdfast.shifts.dense import Dense
+from holdfast.shifts.kept import Kept
 from holdfast.shifts.low_rank import LowRank
-from holdfast.shifts.read import Kept, active_of, effective, factors, has_magnitude, readers, refuse_weightless
+from holdfast.shifts.read import active_of, effective, factors, has_magnitude, readers, refuse_weightless
 from holdfast.shifts.shift import Shift
-from holdfast.targets import ALL_LINEAR, base_layers, canonical
+from holdfast.targets import ALL_LINEAR, base_layers, canonical, trained_in_place
 
 
 def readers_since(model: nn.Module, anchor: Anchor) -> dict[str, Callable[[], Shift]]:
@@ -39,8 +40,12 @@ def readers_since(model: nn.Module, anchor: Anchor) -> dict[str, Callable[[], Sh
         once = {id(module.weight): module.weight.detach().clone() for module in trainable.values()}
         found = readers(model, {name: once[id(module.weight)] for name, module in trainable.items()})
     else:
-        found = readers(model)
-        found = {n: _since(n, adapted[n], found[n], anchor) if n in anchor.weights else r for n, r in found.items()}
+        found, within = readers(model), trained_in_place(model)
+        for name in found.keys() & within.keys() & anchor.weights.keys():
+            if not anchor.is_at(name, within[name].pretrained_weight()):
+                raise anchor.foreign(f"{name}.weight, without its adapter, differs from the anchored weight")
+        priced = [name for name in found if name in anchor.weights and name not in within]
+        found |= {name: _since(name, adapted[name], found[name], anchor) for name in priced}
     _check_coverage(list(found), anchor, base_layers(model))
     return found
 

@@ -1,44 +1,32 @@
-"""Reading shifts from a model: LoRA in PEFT's layers, or full fine-tuning against stored weights."""
+"""Reading shifts from a model: LoRA and SIFT in PEFT's layers, or full fine-tuning against stored weights."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from holdfast.errors import HoldfastError
-from holdfast.layers import LayerKind, require_kind
+from holdfast.layers import LayerKind, kind_of, require_kind
 from holdfast.shifts.dense import Dense
+from holdfast.shifts.in_place import is_sparse, sparse_reader
+from holdfast.shifts.kept import Kept
 from holdfast.shifts.low_rank import LowRank
-from holdfast.shifts.shift import Shift, precise
-from holdfast.targets import base_layers, canonical
+from holdfast.shifts.shift import Reader, Shift, precise
+from holdfast.targets import base_layers, canonical, pretrained_weights
 
 ELSEWHERE = (
     "hold on to the adapter's own parameters, by Anchor.estimate(model, source, curvature='diagonal', "
     "space='adapter'), or in function space: holdfast.Distill needs no shift"
 )
-Reader = Callable[[], Shift]
-
-
-class Kept:
-    """A tensor from the anchor that follows its layer: a Trainer places the model after the penalty was built."""
-
-    def __init__(self, tensor: Tensor) -> None:
-        self.tensor = tensor
-
-    def beside(self, weight: Tensor) -> Tensor:
-        """The tensor, on the weight's device."""
-        if self.tensor.device != weight.device:
-            self.tensor = self.tensor.to(weight.device)
-        return self.tensor
 
 
 def shifts(model: nn.Module, reference: Mapping[str, Tensor] | None = None) -> dict[str, Shift]:
     """Layer name -> shift, for every layer that can move.
 
     LoRA (any scaling, rank and alpha patterns, several active adapters summed) gives low-rank shifts; DoRA, and
-    LoRA whose initialisation changed the base weight, give dense ones; a model without adapters gives dense shifts
-    of its trainable weights against `reference`.
+    LoRA whose initialisation changed the base weight, give dense ones; SIFT gives sparse ones; a model without
+    adapters gives dense shifts of its trainable weights against `reference`.
 
     Args:
         model: a PEFT model or a bare one.
@@ -52,15 +40,15 @@ def shifts(model: nn.Module, reference: Mapping[str, Tensor] | None = None) -> d
 
 
 def snapshot(model: nn.Module) -> dict[str, Tensor]:
-    """Layer name -> a copy of its weight now, for `shifts(model, reference)`."""
-    return {name: module.weight.detach().clone() for name, module in base_layers(model).items()}
+    """Layer name -> a copy of its weight now, without adapters, for `shifts(model, reference)`."""
+    return {name: weight.detach().clone() for name, weight in pretrained_weights(model)}
 
 
 def readers(model: nn.Module, reference: Mapping[str, Tensor] | None = None) -> dict[str, Reader]:
     """Layer name -> a function that reads its shift from the live parameters."""
     adapted = {n: m for n, m in model.named_modules() if hasattr(m, "base_layer") and hasattr(m, "active_adapters")}
     if adapted:
-        return {canonical(name): _adapter_reader(canonical(name), m, reference) for name, m in adapted.items()}
+        return {name: _adapter_reader(name, m, reference) for name, m in _readable(adapted).items()}
     refuse_weightless(model)
     if reference is None:
         raise HoldfastError(
@@ -77,6 +65,25 @@ def readers(model: nn.Module, reference: Mapping[str, Tensor] | None = None) -> 
     return {n: _full_reader(require_kind(n, m), m, reference[n]) for n, m in trainable.items()}
 
 
+def _readable(adapted: Mapping[str, Any]) -> dict[str, Any]:
+    """Canonical name -> adapter layer, without those that train in place in what is no matrix, such as a norm.
+
+    What these train moves the model at no shift; penalties warn of it.
+    """
+    found = {
+        canonical(name): layer
+        for name, layer in adapted.items()
+        if not is_sparse(layer) or kind_of(layer.base_layer) is not None
+    }
+    if not found:
+        kinds = sorted({type(layer.base_layer).__name__ for layer in adapted.values()})
+        raise HoldfastError(
+            f"the adapter trains in {', '.join(kinds)} alone, whose weights are not read as matrices",
+            remedy=ELSEWHERE,
+        )
+    return found
+
+
 def _full_reader(kind: LayerKind, module: Any, anchored: Tensor) -> Reader:
     kept = Kept(anchored)
     return lambda: Dense(kind.matrix(module, precise(module.weight) - kept.beside(module.weight)))
@@ -84,10 +91,12 @@ def _full_reader(kind: LayerKind, module: Any, anchored: Tensor) -> Reader:
 
 def _adapter_reader(name: str, layer: Any, reference: Mapping[str, Tensor] | None) -> Reader:
     check_readable(name, layer)
-    _refuse_merged(name, layer)
     base = layer.base_layer
     kind = require_kind(name, base)
     anchored = None if reference is None else reference.get(name)
+    if is_sparse(layer):
+        return sparse_reader(layer, kind, anchored)
+    _refuse_merged(name, layer)
     if anchored is not None and torch.equal(anchored, base.weight):
         anchored = None  # the base weight is the anchor: the adapter alone is the shift
 
@@ -115,6 +124,8 @@ def refuse_weightless(model: nn.Module) -> None:
 
 def check_readable(name: str, layer: Any) -> None:
     """Raise HoldfastError for adapters whose effect is not known to be a shift of the layer's weight."""
+    if is_sparse(layer):
+        return
     variants = {type(variant).__name__ for variant in getattr(layer, "lora_variant", {}).values()}
     if not isinstance(getattr(layer, "lora_A", None), nn.ModuleDict) or hasattr(layer, "parameter_name"):
         what = f"a {type(layer).__module__.split('.')[-2]} adapter ({type(layer).__name__})"
@@ -126,7 +137,7 @@ def check_readable(name: str, layer: Any) -> None:
         return
     raise HoldfastError(
         f"layer {name!r} carries {what}, whose shift is not read yet",
-        wanted="LoRA (with rsLoRA, DoRA, PiSSA ...) or full fine-tuning",
+        wanted="LoRA (with rsLoRA, DoRA, PiSSA ...), SIFT or full fine-tuning",
         remedy=f"{ELSEWHERE}; or use LoRA",
     )
 

@@ -1,6 +1,7 @@
 """The interface of the room: a layer's weight now, minus its weight at the anchor."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any, ClassVar, Protocol
 
 import torch
@@ -18,6 +19,10 @@ class Form(Protocol):
 
     def thin(self, up: Tensor, down: Tensor) -> tuple[Tensor, Tensor]:
         """(C D) down^T and up^T (C D) for D = up @ down."""
+        ...
+
+    def sparse(self, values: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+        """C D at the entries of D, (k,), for a D of k values at distinct places and 0 elsewhere."""
         ...
 
 
@@ -74,6 +79,9 @@ class Shift(ABC):
     @abstractmethod
     def shape(self) -> tuple[int, int]:
         """(out, in)."""
+
+
+Reader = Callable[[], Shift]
 
 
 class _Priced(torch.autograd.Function):

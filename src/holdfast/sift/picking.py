@@ -1,0 +1,82 @@
+"""From scores to chosen entries, over all tensors of an adapter: nothing dense is kept, nothing is moved yet."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from holdfast.sift.allocation import Competition, top, top_rows, total
+from holdfast.sift.config import SiftConfig
+from holdfast.sift.finding import Found
+from holdfast.sift.scores import Score, scores
+from holdfast.sift.sizes import as_rows
+
+
+@dataclass(frozen=True)
+class Picked:
+    """The chosen entries of one tensor.
+
+    Attributes:
+        indices: (k,) int64, ascending, flat.
+        energy: of the gradient at them, sum g^2; None for scores that need no gradient.
+        whole: of the gradient of the whole tensor.
+    """
+
+    indices: Tensor
+    energy: float | None = None
+    whole: float | None = None
+
+
+def pick(
+    means: Iterable[tuple[str, Tensor | None]],
+    found: Mapping[str, Found],
+    config: SiftConfig,
+    score: Score,
+    *,
+    compete: bool,
+) -> dict[str, Picked]:
+    """Choose the entries of every tensor.
+
+    Args:
+        means: name -> mean gradient, or mean square for a score that is so; each is read once and let go.
+        found: the tensors.
+        config: of the adapter.
+        score: what they compete by.
+        compete: across tensors, as scope "global" does; else each tensor keeps its number of entries.
+
+    Raises:
+        HoldfastError: scores that are none, or a global number of entries that the bounds don't allow.
+    """
+    sizes = {name: one.tensor.numel() for name, one in found.items()}
+    entries = total(sizes, config.density, config.count) if compete else 0
+    contest = Competition(sizes, entries, config.floor, config.ceiling) if compete else None
+    picked: dict[str, Picked] = {}
+    wholes: dict[str, float | None] = {}
+    for name, mean in means:
+        weight = found[name].tensor.detach()
+        own = scores(score, mean, weight, name, config.seed)
+        energy = None if mean is None else (mean if score.squared else mean.square()).flatten()
+        wholes[name] = _sum(energy)
+        if contest is not None:
+            contest.add(name, own.flatten(), energy)
+            continue
+        count = len(found[name].entries.values)
+        indices = _apart(found[name], own.contiguous(), count, by_row=config.scope == "row")
+        picked[name] = Picked(indices, _sum(energy, indices), wholes[name])
+    if contest is not None:
+        won = contest.winners()
+        picked = {name: Picked(indices, _sum(energy), wholes[name]) for name, (indices, energy) in won.items()}
+    return picked
+
+
+def _apart(found: Found, own: Tensor, count: int, *, by_row: bool) -> Tensor:
+    """The highest of one tensor, or of each of its rows."""
+    if not by_row:
+        return top(own.flatten(), count)
+    return top_rows(as_rows(found.layer.get_base_layer(), found.parameter, own), count)
+
+
+def _sum(energy: Tensor | None, indices: Tensor | None = None) -> float | None:
+    if energy is None:
+        return None
+    return float((energy if indices is None else energy[indices]).double().sum())
