@@ -1,12 +1,18 @@
 """`holdfast analyse sparsity` and `pac-bayes`: from the command line to the files."""
 
 import json
+import math
 
 import pytest
+import torch
 from cli_runs import files_in, out, place, refused, run, succeeded, tune  # noqa: F401
+from peft import get_peft_model
+from transformers import AutoModelForCausalLM
 
 from holdfast.analysis.figure import Line, Panel
 from holdfast.analysis.interactive import plots
+from holdfast.sift import SiftConfig
+from holdfast.sift.selection import select
 
 SMALL = ("--length", 24)
 
@@ -115,3 +121,20 @@ def test_the_first_plot_of_a_page_brings_the_script():
 def test_help_has_an_example():
     for name in ("sparsity", "pac-bayes"):
         assert "Example: holdfast analyse" in run("analyse", name, "--help").out
+
+
+def test_a_sparse_adapter_pays_for_its_choice_on_its_own_entries(place, tmp_path):  # noqa: F811
+    model = AutoModelForCausalLM.from_pretrained(place.model)
+    sifted = get_peft_model(model, SiftConfig(target_modules=["q_proj"], density=0.1, score="random"))
+    select(sifted)
+    with torch.no_grad():
+        for name, parameter in sifted.named_parameters():
+            if "sift_" in name:
+                parameter += 0.01
+    sifted.save_pretrained(tmp_path / "adapter")
+    done = succeeded(*pac_bayes(place, tmp_path / "out", "--json", "--adapter", tmp_path / "adapter")).json
+    own = done["figures"]["spaces"]["what is trained"]["priors"]["pre-trained"]
+    assert done["figures"]["spaces"]["what is trained"]["dimensions"] == 2 * 102  # of 32 x 32 in two layers
+    assert own["support"] == pytest.approx(2 * math.log(math.comb(1024, 102)))
+    assert own["divergence"] > own["support"]
+    assert "for the choice of the entries" in done["words"]

@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from peft import get_peft_model
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -24,9 +25,12 @@ from holdfast.analysis.pac_bayes.divergence import diagonal, scaled, support, su
 from holdfast.analysis.pac_bayes.posterior import centre, drawn, noise_scale, put, stochastic_risk
 from holdfast.analysis.pac_bayes.risk import Losses
 from holdfast.analysis.pac_bayes.shape import Isotropic, Laplace, distance
+from holdfast.analysis.pac_bayes.sparse import sparse_space
 from holdfast.curvature.diagonal import Diagonal
 from holdfast.curvature.kronecker import Kronecker
 from holdfast.errors import HoldfastError
+from holdfast.sift import SiftConfig
+from holdfast.sift.selection import select as sift_select
 
 # Bounds
 
@@ -357,3 +361,28 @@ def test_a_far_prior_is_called_vacuous_and_other_tensors_are_refused():
     assert far.value == pytest.approx(1.0)
     with pytest.raises(HoldfastError, match="other tensors"):
         certify("far", here, {"weight": here["weight"]}, Isotropic(), 1e-3, risk, 200, delta=0.05)
+
+
+def test_a_sparse_adapter_pays_for_the_choice_of_its_entries():
+    net, examples = classifier()
+    model = nn.Sequential(net)
+    sifted = get_peft_model(model, SiftConfig(target_modules=["0"], density=0.4, score="random", decay_to="zero"))
+    sift_select(sifted)
+    space = sparse_space(sifted)
+    assert space.sizes == [(15, 6)]
+    assert space.support == pytest.approx(math.log(math.comb(15, 6)))
+    assert sparse_space(net) is None
+    losses, before = Losses(forward_loss=by_rows), net.weight.detach().clone()
+    with torch.no_grad():
+        for parameter in space.parameters.values():
+            parameter += 0.5
+    sifted(torch.zeros(1, 5))
+    moved = net.weight.detach() - before
+    here = centre(space.parameters)
+    assert distance(Isotropic(), here, space.start) == pytest.approx(float(moved.square().sum()), rel=1e-5)
+    found = losses.of(sifted, examples)
+    with drawn(space.parameters, here, Isotropic(), 5.0, torch.Generator().manual_seed(0)):
+        assert not torch.equal(losses.of(sifted, examples), found)  # the noise reaches the tensor
+        sifted(torch.zeros(1, 5))
+        assert int((net.weight.detach() != before + moved).sum()) == 6
+    torch.testing.assert_close(losses.of(sifted, examples), found, rtol=0, atol=0)

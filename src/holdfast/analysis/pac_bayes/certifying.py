@@ -62,9 +62,16 @@ class Run:
         )
 
     def certify(
-        self, model: Any, posterior: Centre, priors: Mapping[str, Centre], shape: Shape, scale: float, draws: int
+        self,
+        model: Any,
+        posterior: Centre,
+        priors: Mapping[str, Centre],
+        shape: Shape,
+        scale: float,
+        draws: int,
+        support: float = 0.0,
     ) -> dict[str, Certificate]:
-        """A certificate for each prior on the second half's examples; Q is the same in all."""
+        """A certificate for each prior on the second half's examples; Q is the same in all, and so is `support`."""
         options, examples = self.options, self.second.examples
         risk = stochastic_risk(
             model,
@@ -79,9 +86,19 @@ class Run:
             seed=self.seed + 1,
             advance=self.advance,
         )
-        most = options.losses.most
         return {
-            name: certify(name, posterior, prior, shape, scale, risk, len(examples), delta=options.delta, most=most)
+            name: certify(
+                name,
+                posterior,
+                prior,
+                shape,
+                scale,
+                risk,
+                len(examples),
+                delta=options.delta,
+                most=options.losses.most,
+                support=support,
+            )
             for name, prior in priors.items()
         }
 

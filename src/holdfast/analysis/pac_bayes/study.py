@@ -19,12 +19,13 @@ from holdfast.analysis.pac_bayes.documents import Half, halves, read_documents
 from holdfast.analysis.pac_bayes.options import Options
 from holdfast.analysis.pac_bayes.posterior import Centre, centre, put
 from holdfast.analysis.pac_bayes.shape import Isotropic, Laplace, Shape, distance
+from holdfast.analysis.pac_bayes.sparse import sparse_space
 from holdfast.analysis.pac_bayes.words import finding
 from holdfast.analysis.subject import Asked, batches
 from holdfast.anchor import Anchor
 from holdfast.data import check_tokenizer
 from holdfast.errors import HoldfastError
-from holdfast.language_model import load_model, load_tokenizer
+from holdfast.language_model import is_model, load_adapter, load_model, load_tokenizer
 from holdfast.models import shipped
 from holdfast.parts import parts_in
 from holdfast.progress import track
@@ -116,13 +117,27 @@ def _fewer(draws: int) -> int:
 
 
 def _finished(run: Run, adapter: Path, prior_adapter: Path | None) -> Certified:
-    """Certify an adapter as it stands, in the space of all weights."""
+    """Certify an adapter as it stands, in the space of all weights; a sparse one on its own entries as well."""
+    made = Certified(headline=(WEIGHTS, HALF if prior_adapter is not None else START))
+    if not is_model(adapter):
+        _in_entries(run, made, load_adapter(copy.deepcopy(run.model), str(adapter)))
     priors = {START: run.model}
     if prior_adapter is not None:
         priors[HALF] = with_adapter(run.model, prior_adapter)
-    made = Certified(headline=(WEIGHTS, HALF if prior_adapter is not None else START))
     _in_weights(run, made, with_adapter(run.model, adapter), priors, run.options.draws)
     return made
+
+
+def _in_entries(run: Run, made: Certified, adapted: Any) -> None:
+    """Noise on the entries alone. Who chose them, and on what, is not known, so their choice is paid for."""
+    space = sparse_space(adapted)
+    if space is None:
+        return
+    shape, posterior = Isotropic(), centre(space.parameters)
+    scale = run.scale(adapted, space.start, shape)
+    draws = _fewer(run.options.draws)
+    made.found[TRAINED] = run.certify(adapted, posterior, {START: space.start}, shape, scale, draws, space.support)
+    made.scales[TRAINED], made.dimensions[TRAINED] = scale, sum(t.numel() for t in posterior.values())
 
 
 def _in_weights(run: Run, made: Certified, tuned: Any, priors: dict[str, Any], draws: int) -> None:

@@ -77,7 +77,7 @@ def _priors(certified: "Certified") -> list[str]:
     for space, found in certified.found.items():
         parts = [
             f"{one.divergence:.3g} nats from the {name} centre (bound {_show(one.value, one)}"
-            f"{', vacuous' if one.vacuous else ''})"
+            f"{', vacuous' if one.vacuous else ''}{_choice(one)})"
             for name, one in found.items()
         ]
         said.append(f"Over {space} ({certified.dimensions[space]:,} numbers), KL is {', '.join(parts)}.")
@@ -86,6 +86,10 @@ def _priors(certified: "Certified") -> list[str]:
         ratio = weights["random"].divergence / max(weights["pre-trained"].divergence, 1e-12)
         said.append(f"Pre-training thus shortens the way by a factor of {ratio:.3g} in KL.")
     return said
+
+
+def _choice(one: Certificate) -> str:
+    return f"; {one.support:.3g} of the nats are for the choice of the entries" if one.support else ""
 
 
 def _terms(certified: "Certified") -> str:
