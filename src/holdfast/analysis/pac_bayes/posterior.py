@@ -144,7 +144,12 @@ def stochastic_risk(
             found[i] = losses.of(model, [examples[index]])[0]
         if advance is not None:
             advance()
-    differences = found - exact[chosen]
+    return _covered(exact, exact[chosen], found, delta)
+
+
+def _covered(exact: Tensor, before: Tensor, found: Tensor, delta: float) -> StochasticRisk:
+    """From all examples' losses at the centre, and of the drawn ones those at the centre and under noise."""
+    differences, draws = found - before, len(found)
     raised = differences.clamp(min=-CREDIT)
     start, mean = float(exact.mean()), float(differences.mean())
     by_variance = start + bernstein(float(raised.mean()), float(raised.var()), draws, delta / 2, 1 + CREDIT)

@@ -97,11 +97,16 @@ def _tuned(run: Run) -> Certified:
     made = Certified(along=along, whole=scaled(1, scale, scale, distance(shape, whole, half)))
     made.found[TRAINED] = run.certify(model, posterior, {START: start, HALF: half}, shape, scale, options.draws)
     made.scales[TRAINED], made.dimensions[TRAINED] = scale, sum(t.numel() for t in start.values())
-    priors = {}
-    for name, values in ((START, start), (HALF, half), ("", posterior)):
-        put(trained, values)
-        priors[name] = merged(copy.deepcopy(model))
-    _in_weights(run, made, priors.pop(""), priors, _fewer(options.draws))
+    _in_weights(
+        run,
+        made,
+        _whole(model, trained, posterior),
+        {
+            START: centre(every(_whole(model, trained, start))),
+            HALF: centre(every(_whole(model, trained, half))),
+        },
+        _fewer(options.draws),
+    )
     return made
 
 
@@ -110,6 +115,12 @@ def _prepared(run: Run) -> Any:
     with torch.random.fork_rng():
         torch.manual_seed(run.seed)
         return catalogue.tuner(run.options.method)().prepare(run.model, "all-linear", run.options.rank, None)
+
+
+def _whole(model: Any, trained: dict[str, Any], values: Centre) -> Any:
+    """A copy of the model with its adapter, at these values, in its weights."""
+    put(trained, values)
+    return merged(copy.deepcopy(model))
 
 
 def _fewer(draws: int) -> int:
@@ -121,9 +132,9 @@ def _finished(run: Run, adapter: Path, prior_adapter: Path | None) -> Certified:
     made = Certified(headline=(WEIGHTS, HALF if prior_adapter is not None else START))
     if not is_model(adapter):
         _in_entries(run, made, load_adapter(copy.deepcopy(run.model), str(adapter)))
-    priors = {START: run.model}
+    priors: dict[str, Centre] = {START: centre(every(run.model))}
     if prior_adapter is not None:
-        priors[HALF] = with_adapter(run.model, prior_adapter)
+        priors[HALF] = centre(every(with_adapter(run.model, prior_adapter)))
     _in_weights(run, made, with_adapter(run.model, adapter), priors, run.options.draws)
     return made
 
@@ -140,14 +151,13 @@ def _in_entries(run: Run, made: Certified, adapted: Any) -> None:
     made.scales[TRAINED], made.dimensions[TRAINED] = scale, sum(t.numel() for t in posterior.values())
 
 
-def _in_weights(run: Run, made: Certified, tuned: Any, priors: dict[str, Any], draws: int) -> None:
+def _in_weights(run: Run, made: Certified, tuned: Any, priors: dict[str, Centre], draws: int) -> None:
     """The same model with noise on all of its weights: what lets a random initialisation be compared."""
-    shape, centres = Isotropic(), {RANDOM: random_twin(tuned, run.seed), **priors}
-    posterior = centre(every(tuned))
-    scale = run.scale(tuned, centre(every(centres.get(HALF, centres[START]))), shape)
+    shape, posterior = Isotropic(), centre(every(tuned))
+    scale = run.scale(tuned, priors.get(HALF, priors[START]), shape)
+    centres = {RANDOM: centre(every(random_twin(tuned, run.seed))), **priors}
     made.scales[WEIGHTS], made.dimensions[WEIGHTS] = scale, sum(t.numel() for t in posterior.values())
-    values = {name: centre(every(model)) for name, model in centres.items()}
-    made.found[WEIGHTS] = run.certify(tuned, posterior, values, shape, scale, draws)
+    made.found[WEIGHTS] = run.certify(tuned, posterior, centres, shape, scale, draws)
 
 
 def between(one: Centre, other: Centre, along: float) -> dict[str, Any]:
