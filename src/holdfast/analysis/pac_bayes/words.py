@@ -57,8 +57,10 @@ def _headline(certified: "Certified", settings: dict[str, Any]) -> list[str]:
         f"{one.n} documents of the bound, and the pre-trained model's is {_show(certified.before, one)} there."
     ]
     if one.most == 1:
+        guess = 1 - certified.facts["common"]
         said.append(
-            f"Guessing the commonest token would be wrong {_show(1 - certified.facts['common'], one)} of the time."
+            f"Always guessing the commonest token would be wrong {_show(guess, one)} of the time there: the certificate "
+            f"is {'below' if one.value < guess else 'not below'} that."
         )
     if certified.along == 0:
         said.append(
