@@ -27,7 +27,6 @@ def panels():
                 Level("here", 1.0, upright=True),
             ],
             "What is seen.",
-            wide=True,
         ),
         Panel("Histogram", "log10", "share", [Bars("one", [-1.0, 0.0, 1.0], [0.2, 0.5, 0.3])]),
         Panel("Names", "", "share", [Bars("two", ["a", "b"], [0.2, 0.5])]),
@@ -35,6 +34,7 @@ def panels():
         Panel("Log", "n", "m", [Line("x", [1, 10], [1, 100])], x_scale="log", y_scale="log"),
         Panel("None above zero", "n", "m", [Line("x", [1, 2], [None, -1.0], points=True)], y_scale="log"),
         Panel("Contours", "a", "b", [Heat("nats", [0, 1], [0, 1], [[1, 2], [3, 4]], contours=True)]),
+        Panel("Wide and last", "n", "m", [Line("x", [1, 2], [1.0, 2.0])], wide=True),
     ]
 
 

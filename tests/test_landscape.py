@@ -252,6 +252,7 @@ def test_towards_the_tuned_weights():
     curve = found.of(PRETRAINED, "tuned")[0]
     assert curve.losses[-1] == pytest.approx(tuned, rel=1e-5)
     assert curve.losses[2] == found.losses[PRETRAINED]
+    assert f"to {tuned:.3f} nats at alpha = 1" in finding(found, {}).words
     with pytest.raises(HoldfastError, match="not in the model"):
         Towards(model, {"nowhere.weight": torch.zeros(2)}).check(places(network.build()))
 

@@ -104,7 +104,7 @@ def tables(found: Calibration, fits: Mapping[str, Fit]) -> list[Table]:
         ]
         for name, one in fits.items()
     ]
-    header = ["anchor", *(f"first off by {share:.0%}" for share in SHARES), "log-log slope", "rank correlation"]
+    header = ["anchor", *(f"{share:.0%} off at" for share in SHARES), "slope", "rank corr."]
     return [
         Table(
             "Nats per item: forecasts, and their ratio to what was measured", [found.along, "measured", *fits], rows

@@ -6,23 +6,20 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from holdfast.analysis.curves import FIGURES, larger, over_seeds
-from holdfast.analysis.directions import REACH
-from holdfast.analysis.figure import DASHES, INK, Heat, Level, Line, Mark, Panel, color
 from holdfast.analysis.landscape import PRETRAINED, RANDOM, Curve, Landscape
+from holdfast.analysis.landscape_panels import panels
 from holdfast.analysis.leaving import Finding, Table
 
 CLAIM = "going from a random to a pre-trained start turns small oscillations of the loss of new data into large ones"
-COLORS = {PRETRAINED: color(0), RANDOM: color(5)}
 NAMES = {
     "amplitude": "amplitude, nats",
     "variation": "total variation, nats",
     "excess_variation": "beyond one valley, nats",
     "sign_changes": "changes of direction",
-    "roughness": "roughness, nats/alpha²",
+    "roughness": "roughness, nats per alpha²",
     "width": "level set's width",
 }
-SHORT = {PRETRAINED: "pre-trained", RANDOM: "random init"}
-SAID = {"gaussian": "random lines", "gradient": "gradient", "tuned": "to tuned"}
+SAID = {"gaussian": "random lines", "gradient": "gradient", "tuned": "towards tuned"}
 OSCILLATES = 0.05  # of the variation beyond a single valley: below it, a curve is one valley
 
 
@@ -43,7 +40,7 @@ def finding(found: Landscape, settings: Mapping[str, Any]) -> Finding:
         settings={**settings, "grid": vars(found.grid), "moved_entries": found.moved},
         figures=figures(found, said),
         panels=panels(found),
-        tables=[table(found)],
+        tables=[table(found, start) for start in found.losses],
         warnings=warnings(found),
     )
 
@@ -113,8 +110,22 @@ def words(found: Landscape, said: Mapping[str, Any]) -> str:
             f"{_part(figure)} of its variation beyond one valley; within {grid.tau:g} nats of its lowest point lie "
             f"{_about(figure['width'])} of alpha's {2 * grid.span:g}."
         )
+    parts += [_way(curve.alphas, curve.losses) for curve in found.of(PRETRAINED, "tuned")]
     parts.append(_verdict(found, said))
-    return " ".join(parts)
+    return " ".join(filter(None, parts))
+
+
+def _way(alphas: Sequence[float], losses: Sequence[float]) -> str:
+    """From theta to the tuned weights, as far as the grid goes; a barrier is what lies above both ends."""
+    way = [
+        (alpha, loss) for alpha, loss in zip(alphas, losses, strict=True) if 0 <= alpha <= 1 and math.isfinite(loss)
+    ]
+    if len(way) < 2:
+        return ""
+    (_, first), (alpha, last) = way[0], way[-1]
+    barrier = max(loss for _, loss in way) - max(first, last)
+    over = f"over a barrier of {barrier:.3g} nats" if barrier > 0 else "without a barrier"
+    return f"Towards the tuned weights the loss goes from {first:.3f} to {last:.3f} nats at alpha = {alpha:g}, {over}."
 
 
 def _scaled(how: str) -> str:
@@ -165,80 +176,9 @@ def warnings(found: Landscape) -> list[str]:
     return said
 
 
-def table(found: Landscape) -> Table:
-    """One column for each start and direction: mean and standard deviation over seeds."""
-    columns = list(dict.fromkeys((curve.start, curve.direction) for curve in found.curves))
-    sums = [over_seeds(_shapes(found.of(*column))) for column in columns]
+def table(found: Landscape, start: str) -> Table:
+    """One column for each direction: mean and standard deviation over seeds."""
+    directions = list(dict.fromkeys(curve.direction for curve in found.curves if curve.start == start))
+    sums = [over_seeds(_shapes(found.of(start, direction))) for direction in directions]
     rows = [[NAMES[name], *(_about(figure[name]) for figure in sums)] for name in FIGURES]
-    header = ["", *(f"{SHORT[start]}\n{SAID[direction]}" for start, direction in columns)]
-    return Table("Shapes of the curves, by start and direction", header, rows)
-
-
-def panels(found: Landscape) -> list[Panel]:
-    """Curves on the same axes, their rise on a logarithmic one, informative directions, planes."""
-    made = [
-        Panel(
-            "Loss along random directions",
-            "alpha",
-            "nats per item",
-            [mark for start in found.losses for mark in _bundle(found.of(start), start)],
-            "Thin lines are single directions, thick ones their mean, bands a standard deviation.",
-            wide=True,
-        ),
-        Panel(
-            "Rise above the lowest point of each curve",
-            "alpha",
-            "nats per item",
-            [mark for start in found.losses for mark in _rises(found.of(start), start)],
-            "On a logarithmic scale a small landscape is seen beside a large one.",
-            y_scale="log",
-        ),
-    ]
-    if any(curve.direction == "gradient" for curve in found.curves):
-        marks: list[Mark] = [_single(curve) for start in found.losses for curve in found.of(start, "gradient")]
-        said = f"At alpha = 1 the weights have moved by {REACH:.0%} of their norm."
-        made.append(Panel("Along minus the gradient", "alpha", "nats per item", marks, said))
-    if any(curve.direction == "tuned" for curve in found.curves):
-        marks = [*(_single(curve) for curve in found.of(PRETRAINED, "tuned")), Level("tuned", 1.0, upright=True)]
-        made.append(
-            Panel("Towards the tuned weights", "alpha", "nats per item", marks, "At alpha = 1 they are reached.")
-        )
-    for plane in found.planes:
-        heat = Heat("nats", plane.alphas, plane.alphas, _gaps(plane.losses), contours=True)
-        said = "Two random directions, orthogonal to each other; the colours of each plane are its own."
-        made.append(Panel(f"Plane around the {plane.start} weights", "alpha", "beta", [heat], said))
-    return made
-
-
-def _bundle(curves: Sequence[Curve], start: str) -> list[Mark]:
-    thin: list[Mark] = [
-        Line(start, curve.alphas, _gap(curve.losses), COLORS[start], shown=False, opacity=0.35) for curve in curves
-    ]
-    columns = list(zip(*(curve.losses for curve in curves), strict=True))
-    mean = [statistics.fmean(column) for column in columns]
-    spread = [statistics.stdev(column) if len(column) > 1 else 0.0 for column in columns]
-    low = [middle - wide for middle, wide in zip(mean, spread, strict=True)]
-    high = [middle + wide for middle, wide in zip(mean, spread, strict=True)]
-    return [*thin, Line(start, curves[0].alphas, _gap(mean), COLORS[start], low=_gap(low), high=_gap(high))]
-
-
-def _rises(curves: Sequence[Curve], start: str) -> list[Mark]:
-    found: list[Mark] = []
-    for index, curve in enumerate(curves):
-        low = min((loss for loss in curve.losses if math.isfinite(loss)), default=math.nan)
-        rise = [loss - low if loss > low else None for loss in curve.losses]
-        found.append(Line(start, curve.alphas, rise, COLORS[start], shown=index == 0, opacity=0.6))
-    return found
-
-
-def _single(curve: Curve) -> Line:
-    dash = DASHES[0] if curve.start == PRETRAINED else DASHES[1]
-    return Line(curve.start, curve.alphas, _gap(curve.losses), COLORS.get(curve.start, INK), dash)
-
-
-def _gap(values: Sequence[float]) -> list[float | None]:
-    return [value if math.isfinite(value) else None for value in values]
-
-
-def _gaps(rows: Sequence[Sequence[float]]) -> list[list[float | None]]:
-    return [_gap(row) for row in rows]
+    return Table(f"Curves around the {start} weights", ["", *(SAID[one] for one in directions)], rows)

@@ -62,7 +62,7 @@ def _add(mark: Any, axes: Any) -> None:
 
 @_add.register
 def _(mark: Line, axes: Any) -> None:
-    look = {"color": mark.color, "alpha": mark.opacity}
+    look = {"color": mark.color, "alpha": mark.opacity, "linewidth": 1.2 if mark.opacity == 1 else 0.7}
     if mark.low is not None and mark.high is not None:
         axes.fill_between(
             _floats(mark.x), _floats(mark.low), _floats(mark.high), color=mark.color, alpha=0.16, linewidth=0
