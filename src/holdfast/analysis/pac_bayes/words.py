@@ -59,8 +59,8 @@ def _headline(certified: "Certified", settings: dict[str, Any]) -> list[str]:
     if one.most == 1:
         guess = 1 - certified.facts["common"]
         said.append(
-            f"Always guessing the commonest token would be wrong {_show(guess, one)} of the time there: the certificate "
-            f"is {'below' if one.value < guess else 'not below'} that."
+            f"Always guessing the commonest token would be wrong {_show(guess, one)} of the time there: the "
+            f"certificate is {'below' if one.value < guess else 'not below'} that."
         )
     if certified.along == 0:
         said.append(
@@ -119,7 +119,8 @@ def _show(value: float, one: Certificate) -> str:
 
 
 def _panels(certified: "Certified", settings: dict[str, Any]) -> list[Panel]:
-    named = {f"{name}, {space}": one for space, found in certified.found.items() for name, one in found.items()}
+    short = {space: "weights" if "random" in found else "trained" for space, found in certified.found.items()}
+    named = {f"{short[s]}: {name}": one for s, found in certified.found.items() for name, one in found.items()}
     sums: dict[str, dict[str, float]] = {}
     for name, one in named.items():
         total = 0.0
@@ -132,16 +133,17 @@ def _panels(certified: "Certified", settings: dict[str, Any]) -> list[Panel]:
         Bars(part, list(values), list(values.values()), color(i), opacity=1.0)
         for i, (part, values) in reversed(list(enumerate(sums.items())))
     ]
-    marks.append(Level("the most that any predictor loses: a bound up there is vacuous", first.most))
+    marks.append(Level("vacuous", first.most))
     caption = (
-        "What the bound consists of, for each centre of the prior; the posterior is the same within a space. "
+        "What the bound consists of, for each centre of the prior, with noise on all weights or on what is trained "
+        "alone. A bound that reaches the dotted line says no more than that losses end there. "
         f"In {_what(settings)} from 0 to {first.most:g}."
     )
     divergences = Bars("KL", list(named), [one.divergence or None for one in named.values()], color(0))
     kl_caption = "How far the posterior lies from the prior, which is what pre-training shortens."
     return [
         Panel("The bound, part by part", "", "risk", marks, caption, wide=True, height=460),
-        Panel("KL(Q || P)", "", "nats", [divergences], kl_caption, y_scale="log", height=400),
+        Panel("KL(Q || P)", "", "nats", [divergences], kl_caption, y_scale="log", wide=True, height=320),
     ]
 
 
