@@ -35,6 +35,7 @@ from holdfast.errors import HoldfastError
 from holdfast.language_model import load_model
 from holdfast.penalties.quadratic import Penalty
 from holdfast.training import train
+from holdfast.tuners.options import chosen
 
 DEPTHS, SCALES, DAMPINGS = (5, 30, 200), (1.0, 0.3, 0.05), (0.0, 0.1)
 MEASURED, SOURCE, BATCH = 64, 128, 8
@@ -79,7 +80,7 @@ def of_seed(seed: int, depths: tuple[int, ...], kinds: list[str], skipped: dict[
     work = demo.workload(common)
     model = load_model(common.model, "float32")
     torch.manual_seed(seed)
-    tuned = catalogue.tuner(common.method)().prepare(model, common.targets, common.rank, None)
+    tuned = chosen(catalogue.tuner(common.method), {}, rank=common.rank).prepare(model, common.targets)
     started, kept = state(tuned), {}
 
     def keep(step: int, steps: int) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import measure
 import torch
 
-from holdfast import catalogue, demo
+from holdfast import demo
 from holdfast.comparison import Hold, sides
 from holdfast.comparison import measure as losses
 from holdfast.contender import Contender
@@ -54,7 +54,7 @@ def of_seed(settings: Any, seed: int) -> list[dict[str, Any]]:
     rows = []
     for hold in HOLDS:
         torch.manual_seed(seed)
-        model = catalogue.tuner(settings.method)().prepare(runs.model(), settings.targets, settings.rank, None)
+        model = runs.tuner(hold).prepare(runs.model(), settings.targets)
         penalties, _ = runs.penalties(model, hold)
         train(model, work.target_train, settings.training, penalties=penalties, seed=seed, quiet=True)
         found = sides(runs.before, losses(model, work), "test")

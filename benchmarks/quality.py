@@ -27,6 +27,7 @@ from holdfast.batches import Row, collate
 from holdfast.language_model import load_model
 from holdfast.penalties.prices import Prices
 from holdfast.training import train
+from holdfast.tuners.options import chosen
 
 SEQUENCES, BATCH, STEPS = 128, 8, 100
 CASES: dict[str, dict[str, Any]] = {
@@ -70,7 +71,7 @@ def moved(model: nn.Module, exact: Anchor, settings: Any, rows: list[Row]) -> di
     """Layer -> how far plain LoRA moves it; the model itself stays as it is."""
     torch.manual_seed(0)
     base = load_model(settings.model, "float32")
-    tuned = catalogue.tuner(settings.method)().prepare(base, settings.targets, settings.rank, None)
+    tuned = chosen(catalogue.tuner(settings.method), {}, rank=settings.rank).prepare(base, settings.targets)
     readers = Prices(tuned, exact, 0.0).readers
     train(tuned, rows, settings.training, seed=0, quiet=True)
     return {name: reader().matrix().detach() for name, reader in readers.items()}

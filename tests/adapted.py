@@ -14,6 +14,7 @@ from holdfast import catalogue
 from holdfast.sift import SiftConfig
 from holdfast.sift.layer import SiftLayer
 from holdfast.targets import base_layers, select
+from holdfast.tuners.options import chosen
 
 RANK, ALPHA = 2, 3
 # PEFT offers PiSSA for linear layers alone.
@@ -63,10 +64,12 @@ def sifts(network: Network, model: nn.Module) -> PeftModel:
 
 
 def _tuned(name: str) -> Callable[[Network, nn.Module], nn.Module]:
-    return lambda network, model: catalogue.tuner(name)().prepare(model, network.targets, RANK, ALPHA)
+    tuner = catalogue.tuner(name)
+    top = {"rank": RANK, "alpha": ALPHA} if tuner.sizes == ("rank",) else {}
+    return lambda network, model: chosen(tuner, {}, **top).prepare(model, network.targets)
 
 
-FLAVOURS = {name: _tuned(name) for name in catalogue.names("tuner")}
+FLAVOURS = {name: _tuned(name) for name in catalogue.names("tuner") if catalogue.tuner(name).shifts}
 FLAVOURS |= {"patterns": patterns, "two": two, "pissa": pissa, "sift": sift, "sifts": sifts}
 ANYWHERE = ("full", "sift", "sifts")  # ways that PEFT's LoRA on a layer does not limit
 CASES = [

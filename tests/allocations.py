@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -17,9 +18,14 @@ class Allocations(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         returned = func(*args, **(kwargs or {}))
-        given = {leaf.data_ptr() for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
+        given = {leaf.data_ptr() for leaf in tree_leaves((args, kwargs)) if _whole(leaf)}
         for leaf in tree_leaves(returned):
-            if isinstance(leaf, Tensor) and leaf.data_ptr() not in given:  # a view makes nothing
+            if _whole(leaf) and leaf.data_ptr() not in given:  # a view makes nothing
                 self.largest = max(self.largest, leaf.numel())
                 self.shapes.add(tuple(leaf.shape))
         return returned
+
+
+def _whole(leaf: Any) -> bool:
+    """Whether it is a tensor of all its entries: a sparse one's shape says nothing of its size."""
+    return isinstance(leaf, Tensor) and leaf.layout == torch.strided

@@ -51,6 +51,9 @@ def main() -> None:
     mine: dict[str, object] = {scope: chosen(scope, rank) for scope in ("tensor", "global")}
     wrapped = DistributedDataParallel(sifted(scope="global"))
     mine["wrapped"] = refused(wrapped, token_batches())
+    in_place = DistributedDataParallel(sifted(batches=2))
+    mine["in place"] = select(in_place, token_batches(4)[rank::2]).checksum
+    mine["nothing"] = refused(sifted(), token_batches() if rank else [])
     mine["different"] = refused(sifted(score="random", seed=rank))
     mine["callback"] = trained(str(Path(sys.argv[1]).parent / "run"))
     found: list[dict[str, object]] = [{}, {}]

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from holdfast.errors import HoldfastError
 from holdfast.penalties.distill import Distill
 from holdfast.pretrained import adapters_off
+from holdfast.shifts.read import shifts
 from holdfast.sift.config import SiftConfig
 from holdfast.sift.entries import Entries
 from holdfast.sift.finding import entries_of
@@ -195,6 +196,8 @@ def test_lora_and_sift_on_one_model(tmp_path: Path):
     wanted = model.eval()(input_ids=IDS).logits
     with model.disable_adapter():
         torch.testing.assert_close(model(input_ids=IDS).logits, plain(input_ids=IDS).logits, **EXACT)
+    moved = shifts(model)
+    assert {type(shift).__name__ for shift in moved.values()} == {"LowRank", "Sparse"}
     model.save_pretrained(tmp_path)
     again = llama()
     again.load_adapter(str(tmp_path / "low"), "low")
@@ -202,6 +205,9 @@ def test_lora_and_sift_on_one_model(tmp_path: Path):
     torch.testing.assert_close(loaded(input_ids=IDS).logits, wanted, **EXACT)
     merged = model.merge_and_unload()
     torch.testing.assert_close(merged(input_ids=IDS).logits, wanted, rtol=1e-12, atol=1e-13)
+    for name, shift in moved.items():
+        now, before = merged.get_submodule(name).weight, plain.get_submodule(name).weight
+        torch.testing.assert_close(shift.matrix(), now - before, rtol=0, atol=1e-12)
     assert not any(isinstance(module, Entries) for module in merged.modules())
 
 

@@ -3,15 +3,20 @@
 import json
 import subprocess
 import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import transformers
 from architectures import convolution_1d
 from cli_runs import Place, make_model, place, refused, succeeded  # noqa: F401
 from peft import LoraConfig, PrefixTuningConfig, get_peft_model
 from safetensors.torch import load_file
 from sift_models import llama, sifted
 from test_sift_compose import train
+from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
 from holdfast.errors import HoldfastError
@@ -20,142 +25,178 @@ from holdfast.sift.selection import select
 from holdfast.sift.shira import write_shira
 
 READER = """
-import sys, torch
+import json, sys, torch, transformers
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
-model, adapter, kind, out = sys.argv[1:]
-base = getattr(sys.modules["transformers"], kind).from_pretrained(model)
-loaded = base if adapter == "-" else PeftModel.from_pretrained(base, adapter)
+found = {}
 ids = torch.arange(24).view(2, 12) % 20
-found = {"logits": loaded.eval()(ids).logits}
-if adapter != "-":
-    found["merged"] = loaded.merge_and_unload()(ids).logits
-torch.save(found, out)
+for name, (kind, model, adapter) in json.loads(sys.argv[1]).items():
+    loaded = getattr(transformers, kind).from_pretrained(model)
+    loaded = loaded if adapter is None else PeftModel.from_pretrained(loaded, adapter)
+    found[name] = [loaded.eval()(ids).logits.detach()]
+    if adapter is not None:
+        found[name].append(loaded.merge_and_unload()(ids).logits.detach())
+torch.save(found, sys.argv[2])
 assert not any(name.split(".")[0] == "holdfast" for name in sys.modules)
 """
 IDS = torch.arange(24).view(2, 12) % 20
+CAUSAL = "AutoModelForCausalLM"
 
 
-def read_elsewhere(model, adapter, tmp_path, kind="AutoModelForCausalLM"):
-    """Logits by another process with stock PEFT; without an adapter, of the model alone."""
-    command = [sys.executable, "-c", READER, str(model), str(adapter), kind, str(tmp_path / "logits.pt")]
-    ran = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=tmp_path, check=False)
-    assert ran.returncode == 0, ran.stderr[-3000:]
-    return torch.load(tmp_path / "logits.pt")
+@dataclass(frozen=True)
+class Exported:
+    """What one export is to be read back as.
+
+    Attributes:
+        kind, model, adapter: what another process loads; no adapter: the model is whole.
+        logits: of the model that was exported.
+        bare: of its base.
+        done: what the command said.
+    """
+
+    kind: str
+    model: Path
+    adapter: Path | None
+    logits: Tensor
+    bare: Tensor
+    done: dict[str, Any] = field(default_factory=dict)
 
 
-@pytest.fixture(scope="module", params=["tensor", "global"])
-def trained(request, place: Place):  # noqa: F811
-    """An adapter of the tiny model, trained, and the logits with it."""
-    model = sifted(LlamaForCausalLM.from_pretrained(place.model), density=0.03, scope=request.param)
-    train(model, "default", 1)
-    folder = place.path / f"sift-{request.param}"
+def on_the_command_line(place, model, to, name):  # noqa: F811
+    """Save an adapter of the tiny model, export it."""
+    folder, out = place.path / f"{name}-adapter", place.path / f"{name}-{to}"
+    logits = model.eval()(IDS).logits.detach()
     model.save_pretrained(folder)
-    return folder, model.eval()(IDS).logits.detach()
+    command = ("export", "--adapter", folder, "--model", place.model, "--to", to, "--out", out, "--json")
+    done = succeeded(*command).json
+    bare = LlamaForCausalLM.from_pretrained(place.model)(IDS).logits.detach()
+    where = (out, None) if to == "merged" else (place.model, out)
+    return Exported(CAUSAL, *where, logits, bare, done)
 
 
-def test_stock_peft_reads_what_was_exported(place, trained, tmp_path):  # noqa: F811
-    adapter, logits = trained
-    command = ("export", "--adapter", adapter, "--model", place.model, "--to", "shira", "--out", tmp_path / "shira")
-    done = succeeded(*command, "--json").json
-    found = read_elsewhere(place.model, tmp_path / "shira", tmp_path)
-    bare = LlamaForCausalLM.from_pretrained(place.model)(IDS).logits
-    assert float((logits - bare).abs().max()) > 0.05
-    torch.testing.assert_close(found["logits"], logits, rtol=0, atol=2e-6)
-    torch.testing.assert_close(found["merged"], logits, rtol=0, atol=2e-6)
-    stored = load_file(tmp_path / "shira" / "adapter_model.safetensors")
-    weights = {name: tensor for name, tensor in stored.items() if name.endswith("shira_weight")}
-    assert sum(len(tensor) for tensor in weights.values()) == done["stored"]
-    assert sum(int((tensor != 0).sum()) for tensor in weights.values()) <= done["entries"] < done["stored"]
-    assert json.loads((tmp_path / "shira" / "adapter_config.json").read_text())["peft_type"] == "SHIRA"
-    assert "entries" in succeeded(*command).err  # replaces its own
+def sparse(place, scope):  # noqa: F811
+    model = sifted(LlamaForCausalLM.from_pretrained(place.model), density=0.03, scope=scope)
+    train(model, "default", 1)
+    return model
 
 
-def test_plain_transformers_reads_what_was_merged(place, trained, tmp_path):  # noqa: F811
-    adapter, logits = trained
-    done = succeeded("export", "--adapter", adapter, "--model", place.model, "--out", tmp_path / "whole", "--json")
-    assert done.json["parameters"] == sum(
-        p.numel() for p in LlamaForCausalLM.from_pretrained(place.model).parameters()
-    )
-    found = read_elsewhere(tmp_path / "whole", "-", tmp_path)["logits"]
-    torch.testing.assert_close(found, logits, rtol=0, atol=0)
-    assert (tmp_path / "whole" / "tokenizer.json").is_file()
-
-
-def test_lora_is_merged_too_but_is_no_shira(place, tmp_path):  # noqa: F811
+def low_rank(place):  # noqa: F811
     model = get_peft_model(LlamaForCausalLM.from_pretrained(place.model), LoraConfig(target_modules=["q_proj"]))
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "lora_B" in name:
-                parameter.normal_()
-    model.save_pretrained(tmp_path / "lora")
-    command = ("export", "--adapter", tmp_path / "lora", "--model", place.model, "--out", tmp_path / "out")
-    refused(*command, "--to", "shira", says=["the model has no SIFT adapter"])
-    assert not (tmp_path / "out").exists()
-    succeeded(*command)
-    found = read_elsewhere(tmp_path / "out", "-", tmp_path)["logits"]
-    torch.testing.assert_close(found, model.eval()(IDS).logits, rtol=0, atol=1e-5)
+        for parameter in (p for name, p in model.named_parameters() if "lora_B" in name):
+            parameter.normal_()
+    return model
 
 
-def test_a_prefix_does_not_merge(place, tmp_path):  # noqa: F811
-    config = PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)
-    get_peft_model(LlamaForCausalLM.from_pretrained(place.model), config).save_pretrained(tmp_path / "prefix")
-    command = ("export", "--adapter", tmp_path / "prefix", "--model", place.model, "--out", tmp_path / "out")
-    refused(*command, says=["PREFIX_TUNING does not merge"])
-    assert not (tmp_path / "out").exists()
-
-
-def test_half_precision_is_the_same_within_its_rounding(tmp_path):
-    base = make_model(20, width=32).bfloat16()
-    base.save_pretrained(tmp_path / "base")
-    model = sifted(LlamaForCausalLM.from_pretrained(tmp_path / "base"), density=0.05)
+def in_half_precision(path):
+    make_model(23).bfloat16().save_pretrained(path / "half")
+    model = sifted(LlamaForCausalLM.from_pretrained(path / "half"), density=0.05)
     train(model, "default", 1)
-    (tmp_path / "shira").mkdir()
-    write_shira(model, tmp_path / "shira")
-    found = read_elsewhere(tmp_path / "base", tmp_path / "shira", tmp_path)
-    torch.testing.assert_close(found["logits"], model.eval()(IDS).logits, rtol=0, atol=0)
+    return from_python(path, "half", CAUSAL, model)
 
 
-def test_a_head_that_was_trained_whole_comes_along(tmp_path):
+def with_a_head(path):
     config = LlamaConfig(vocab_size=20, hidden_size=16, intermediate_size=24, num_hidden_layers=1,
                          num_attention_heads=2, num_labels=3, pad_token_id=0)  # fmt: skip
-    torch.manual_seed(0)
-    LlamaForSequenceClassification(config).save_pretrained(tmp_path / "base")
-    base = LlamaForSequenceClassification.from_pretrained(tmp_path / "base")
+    LlamaForSequenceClassification(config).save_pretrained(path / "headed")
+    base = LlamaForSequenceClassification.from_pretrained(path / "headed")
     model = sifted(base, density=0.05, task_type="SEQ_CLS")
     select(model, [{"input_ids": IDS, "labels": torch.tensor([0, 2])}])
     with torch.no_grad():
         for parameter in (p for p in model.parameters() if p.requires_grad):
             parameter.add_(torch.randn_like(parameter) * 0.1)
-    (tmp_path / "shira").mkdir()
-    write_shira(model, tmp_path / "shira")
-    kind = "AutoModelForSequenceClassification"
-    found = read_elsewhere(tmp_path / "base", tmp_path / "shira", tmp_path, kind)
-    torch.testing.assert_close(found["logits"], model.eval()(IDS).logits, rtol=0, atol=2e-6)
-    assert float((found["logits"] - base.model.config.num_labels).abs().min()) > 0
+    return from_python(path, "headed", "AutoModelForSequenceClassification", model)
+
+
+def from_python(path, name, kind, model):
+    (path / f"{name}-shira").mkdir()
+    write_shira(model, path / f"{name}-shira")
+    bare = getattr(transformers, kind).from_pretrained(path / name)(IDS).logits.detach()
+    return Exported(kind, path / name, path / f"{name}-shira", model.eval()(IDS).logits.detach(), bare)
+
+
+@pytest.fixture(scope="module")
+def exported(place: Place):  # noqa: F811
+    """Name -> export."""
+    torch.manual_seed(0)
+    return {
+        "even": on_the_command_line(place, sparse(place, "tensor"), "shira", "even"),
+        "uneven": on_the_command_line(place, sparse(place, "global"), "shira", "uneven"),
+        "merged": on_the_command_line(place, sparse(place, "global"), "merged", "merged"),
+        "lora": on_the_command_line(place, low_rank(place), "merged", "lora"),
+        "half": in_half_precision(place.path),
+        "head": with_a_head(place.path),
+    }
+
+
+@pytest.fixture(scope="module")
+def read(exported, place: Place):  # noqa: F811
+    """Name -> logits by a process that knows PEFT and transformers alone: as loaded, and merged there."""
+    asked = {name: (one.kind, str(one.model), one.adapter and str(one.adapter)) for name, one in exported.items()}
+    command = [sys.executable, "-c", READER, json.dumps(asked), str(place.path / "logits.pt")]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=place.path, check=False)
+    assert ran.returncode == 0, ran.stderr[-3000:]
+    return torch.load(place.path / "logits.pt")
+
+
+@pytest.mark.parametrize(
+    ("name", "tolerance"),
+    [("even", 2e-6), ("uneven", 2e-6), ("merged", 0.0), ("lora", 1e-5), ("half", 0.0), ("head", 2e-6)],
+)
+def test_others_read_what_was_exported(name, tolerance, exported, read):
+    one = exported[name]
+    assert float((one.logits - one.bare).abs().max()) > 0.03
+    for logits in read[name]:
+        torch.testing.assert_close(logits, one.logits, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("name", ["even", "uneven"])
+def test_shiras_sizes_are_filled_with_zeros(name, exported):
+    folder, done = exported[name].adapter, exported[name].done
+    weights = {n: t for n, t in load_file(folder / "adapter_model.safetensors").items() if n.endswith("shira_weight")}
+    assert sum(len(tensor) for tensor in weights.values()) == done["stored"]
+    assert sum(int((tensor != 0).sum()) for tensor in weights.values()) <= done["entries"] < done["stored"]
+    assert json.loads((folder / "adapter_config.json").read_text())["peft_type"] == "SHIRA"
+
+
+def test_a_merged_model_comes_with_its_tokenizer_and_replaces_an_earlier_one(exported, place):  # noqa: F811
+    one = exported["merged"]
+    assert (one.model / "tokenizer.json").is_file()
+    adapter = place.path / "merged-adapter"
+    done = succeeded("export", "--adapter", adapter, "--model", place.model, "--out", one.model)
+    assert f"{one.done['parameters']:,} parameters" in done.err
+
+
+def test_what_a_form_is_not_for_is_refused(exported, place, tmp_path):  # noqa: F811
+    config = PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)
+    get_peft_model(LlamaForCausalLM.from_pretrained(place.model), config).save_pretrained(tmp_path / "prefix")
+    out = ("--model", place.model, "--out", tmp_path / "out")
+    refused("export", "--adapter", tmp_path / "prefix", *out, says=["PREFIX_TUNING does not merge"])
+    lora = place.path / "lora-adapter"
+    refused("export", "--adapter", lora, "--to", "shira", *out, says=["the model has no SIFT adapter"])
+    assert not (tmp_path / "out").exists()
 
 
 def convolutional():
     model = sifted(convolution_1d(), target_modules=["first"], score="magnitude")
-    return model, "'first': they are those of a Conv1d"
+    return model, r"'first' \(Conv1d\)"
 
 
 def transposed():
     config = GPT2Config(vocab_size=20, n_embd=8, n_layer=1, n_head=2, n_positions=32)
-    return sifted(GPT2LMHeadModel(config), target_modules=["c_proj"], score="random"), "those of a Conv1D"
+    return sifted(GPT2LMHeadModel(config), target_modules=["c_proj"], score="random"), r"c_proj' \(Conv1D\)"
 
 
 def embedded():
-    return sifted(llama(), target_modules=["embed_tokens"], score="random"), "those of a Embedding"
+    return sifted(llama(), target_modules=["embed_tokens"], score="random"), r"\(Embedding\)"
 
 
 def biased():
     model = sifted(convolution_1d(), target_modules=["head"], biases=True, score="magnitude")
-    return model, "those of a bias"
+    return model, r"'head' \(bias\)"
 
 
 def dense():
-    return sifted(llama(), density=0.9, score="random"), "beyond|would have"
+    return sifted(llama(), density=0.9, score="random"), "would have"
 
 
 @pytest.mark.parametrize("case", [convolutional, transposed, embedded, biased, dense])
@@ -182,8 +223,8 @@ def test_entries_that_are_not_chosen_are_refused(tmp_path):
         write_shira(sifted(), tmp_path)
 
 
-def test_mistakes_on_the_command_line_are_answered(place, trained, tmp_path):  # noqa: F811
-    adapter, _ = trained
+def test_mistakes_on_the_command_line_are_answered(exported, place, tmp_path):  # noqa: F811
+    adapter = place.path / "even-adapter"
     command = ("export", "--adapter", adapter, "--model", place.model)
     refused(*command, "--out", adapter, says=["would write over the adapter"])
     refused(*command, "--to", "shirra", "--out", tmp_path / "out", says=["no form is called", "did you mean shira"])

@@ -11,6 +11,7 @@ from torch import nn
 from two_processes import in_two
 
 from holdfast.errors import HoldfastError
+from holdfast.sift import SiftConfig
 from holdfast.sift.allocation import Competition, top, top_rows
 from holdfast.sift.finding import entries_of
 from holdfast.sift.selection import select
@@ -217,12 +218,28 @@ def test_a_tensor_without_a_gradient_is_named():
         select(model, [torch.ones(2, 3)], lambda m, x: (m(x), torch.tensor([0, 1])), accumulator_mb=1e-6)
 
 
-def test_merged_entries_are_refused():
-    model = sifted()
+@pytest.mark.parametrize("score", ["gradient", "magnitude"])
+def test_entries_that_are_merged_or_put_away_are_refused(score):
+    model = sifted(score=score)
     select(model, token_batches())
+    model.add_adapter("other", SiftConfig(score=score))
+    with pytest.raises(HoldfastError, match="adapter of the entries is not active"):
+        select(model, token_batches(), adapter="other")
+    with model.disable_adapter(), pytest.raises(HoldfastError, match="is not active"):
+        select(model, token_batches())
     model.merge_adapter()
     with pytest.raises(HoldfastError, match="merged into the base weights"):
         select(model, token_batches())
+
+
+def test_two_active_adapters_choose_one_at_a_time():
+    model = sifted(density=0.05, batches=2)
+    model.add_adapter("other", SiftConfig(density=0.1, batches=2))
+    model.base_model.set_adapter(["default", "other"])
+    with pytest.raises(HoldfastError, match="several SIFT adapters are active"):
+        select(model, token_batches())
+    chosen = [select(model, token_batches(), adapter=name) for name in ("default", "other")]
+    assert chosen == [select(sifted(density=density, batches=2), token_batches()) for density in (0.05, 0.1)]
 
 
 def test_two_processes_choose_the_same_as_one(tmp_path):
@@ -230,7 +247,10 @@ def test_two_processes_choose_the_same_as_one(tmp_path):
     for scope in ("tensor", "global"):
         whole = select(sifted(batches=4, scope=scope), token_batches(4))
         assert told[scope] == [[whole.checksum, whole.items, 4]] * 2
+    assert told["in place"] == [told["tensor"][0][0]] * 2
     assert "DistributedDataParallel has already sized them" in told["wrapped"][0]
+    assert "there are no batches" in told["nothing"][0]
+    assert "rank 0 failed: HoldfastError: there are no batches" in told["nothing"][1]
     assert "the ranks chose different entries" in told["different"][0]
     assert told["callback"][0] == told["callback"][1]
     assert [(step, batches) for step, _, batches in told["callback"][0][0]] == [(0, 2), (2, 2)]

@@ -36,10 +36,9 @@ def run(model: PeftModel, out: Path, accumulation: int = 1, callbacks: Any = (),
         report_to=[],
         use_cpu=True,
         disable_tqdm=True,
-        save_strategy="no",
-        **options,
+        **{"save_strategy": "no", **options},
     )
-    return Trainer(model, args=arguments, train_dataset=rows(), callbacks=list(callbacks))
+    return Trainer(model, args=arguments, train_dataset=rows(), eval_dataset=rows(4), callbacks=list(callbacks))
 
 
 def fresh(score: str = "gradient", **options: Any) -> PeftModel:
@@ -107,3 +106,32 @@ def test_a_resumed_run_ends_where_the_whole_one_does(tmp_path):
         other = entries_of(resumed)[name]
         torch.testing.assert_close(other.entries.indices, one.entries.indices, rtol=0, atol=0)
         torch.testing.assert_close(other.tensor, one.tensor, rtol=0, atol=0)
+
+
+def test_the_best_checkpoint_comes_back(tmp_path):
+    options = {
+        "eval_strategy": "steps",
+        "eval_steps": 1,
+        "save_strategy": "steps",
+        "save_steps": 1,
+        "load_best_model_at_end": True,
+    }
+    model = fresh()
+    trainer = run(model, tmp_path, **options)
+    trainer.args.learning_rate = 10.0  # so the last step is not the best
+    trainer.train()
+    best = PeftModel.from_pretrained(llama().float(), trainer.state.best_model_checkpoint)
+    assert not trainer.state.best_model_checkpoint.endswith(f"checkpoint-{STEPS}")
+    torch.testing.assert_close(bits(model), bits(best), rtol=0, atol=0)
+
+
+def test_gradient_checkpointing_and_mixed_precision_under_the_trainer(tmp_path):
+    plain, saving = fresh(), fresh()
+    run(plain, tmp_path / "plain").train()
+    run(saving, tmp_path / "saving", gradient_checkpointing=True).train()
+    torch.testing.assert_close(bits(saving), bits(plain), rtol=1e-5, atol=1e-6)
+    mixed = fresh("random")
+    before = bits_of_base(mixed)
+    run(mixed, tmp_path / "mixed", bf16=True).train()
+    for name, one in entries_of(mixed).items():
+        assert (one.tensor != before[name]).sum() == len(one.entries.indices)

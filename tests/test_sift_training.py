@@ -96,6 +96,9 @@ def test_values_changed_without_an_optimizer_are_seen_by_the_next_forward_pass()
         entries.values.add_(1.0)
     assert not torch.equal(model(x), before)
     torch.testing.assert_close(entries_of(model)["0.weight"].tensor.flatten()[entries.indices], entries.absolute())
+    entries.values.data.add_(1.0)  # past every counter
+    entries.write()
+    torch.testing.assert_close(entries_of(model)["0.weight"].tensor.flatten()[entries.indices], entries.absolute())
 
 
 def test_a_backward_pass_through_a_forward_pass_before_the_step_is_refused():

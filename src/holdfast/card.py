@@ -6,8 +6,10 @@ from typing import Any
 
 import yaml
 
+from holdfast import catalogue
 from holdfast.report.budgets import notes, sentence
 from holdfast.report.picture import picture
+from holdfast.report.words import in_words
 
 PICTURE = "learned-and-kept.svg"
 SIGNATURE = "trained with Holdfast"  # by which a later run knows that the folder is its own
@@ -44,8 +46,10 @@ def write_card(path: Path, results: dict[str, Any], *, adapter: bool = True) -> 
         f"Old data: {_about(results['source'])}.",
         "",
         *_how(results, settings, row),
+        *_loading(settings, adapter),
         "## Training",
         "",
+        *_trained(row),
         f"```yaml\n{yaml.safe_dump(settings, sort_keys=False).strip()}\n```",
         "",
         "Versions: " + ", ".join(f"{name} {version}" for name, version in results["versions"].items()) + ".",
@@ -65,6 +69,32 @@ def _draw(row: dict[str, Any], card: Path) -> bool:
 def _how(results: dict[str, Any], settings: dict[str, Any], row: dict[str, Any]) -> list[str]:
     warnings = [f"\n> {warning}" for warning in results["warnings"]]
     return ["## How it held on", "", _held(settings, row), *warnings, ""]
+
+
+def _loading(settings: dict[str, Any], adapter: bool) -> list[str]:
+    """How to load it, and what fails where a method of Holdfast's own is not known to PEFT."""
+    load = f'AutoModelForCausalLM.from_pretrained("{settings["model"] if adapter else "THIS FOLDER"}")'
+    code = ["from transformers import AutoModelForCausalLM", "", f"model = {load}"]
+    own = catalogue.tuner(settings["method"]).registered_by if adapter else None
+    if adapter:
+        code = ["from peft import PeftModel", *code, 'model = PeftModel.from_pretrained(model, "THIS FOLDER")']
+    said = []
+    if own is not None:
+        code = [f"import {own}  # makes the method known to PEFT", *code]
+        said = [
+            "PEFT alone lacks it: without the first line (`pip install holdfast`) a `KeyError` ends it.",
+            "",
+        ]
+    return ["## Loading", "", "```python", *code, "```", "", *said]
+
+
+def _trained(row: dict[str, Any]) -> list[str]:
+    """How many parameters trained, part by part."""
+    components = row.get("trainable_by_component")
+    if not components:
+        return []
+    share = f" of the model's {row['base_parameters']:,}" if row.get("base_parameters") else ""
+    return [f"{row['trainable_parameters']:,} parameters trained{share}: {in_words(components)}.", ""]
 
 
 def _metadata(settings: dict[str, Any], row: dict[str, Any], adapter: bool) -> dict[str, Any]:

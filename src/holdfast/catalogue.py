@@ -5,12 +5,23 @@ import inspect
 import pkgutil
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 from holdfast.curvature.curvature import Curvature
 from holdfast.errors import look_up
 from holdfast.penalties.regularizer import Regularizer
 from holdfast.shifts.shift import Shift
 from holdfast.tuners.tuner import Tuner
+
+
+@dataclass(frozen=True)
+class Option:
+    """What one option of a tuner is, and its default; `sizes` is whether a budget of parameters sets it."""
+
+    name: str
+    default: Any
+    what: str
+    sizes: bool
 
 
 @dataclass(frozen=True)
@@ -21,6 +32,7 @@ class Entry:
     name: str
     summary: str
     paper: str
+    options: tuple[Option, ...] = ()
 
 
 ROOMS: dict[str, tuple[type, str]] = {
@@ -69,10 +81,27 @@ def tuner(name: str) -> type[Tuner]:
     return find("tuner", name)
 
 
+def make_known() -> None:
+    """Let PEFT know the methods of the catalogue that it lacks, so that it loads their adapters."""
+    for name in names("tuner"):
+        if (module := tuner(name).registered_by) is not None:
+            importlib.import_module(module)
+
+
 def entries() -> list[Entry]:
     """Everything, with its summary and its paper."""
     return [
-        Entry(room, name, (inspect.getdoc(cls) or "").splitlines()[0], getattr(cls, "paper", ""))
+        Entry(room, name, (inspect.getdoc(cls) or "").splitlines()[0], getattr(cls, "paper", ""), _options(cls))
         for room in ROOMS
         for name, cls in _room(room).items()
     ]
+
+
+def _options(cls: type) -> tuple[Option, ...]:
+    """Of a tuner; other rooms' entries have none here."""
+    if not issubclass(cls, Tuner):
+        return ()
+    return tuple(
+        Option(name, field.default, field.description or "", name in cls.sizes[:1])
+        for name, field in cls.Options.model_fields.items()
+    )

@@ -35,6 +35,26 @@ def combine(
         HoldfastError: a folder without a SIFT adapter, adapters of another base model, an `out` that holds something
             else.
     """
+    base = _check(parts, out, model)
+    with output_folder(out.parent):
+        loaded = _load(base, dtype, [folder for folder, _ in parts])
+        tensors = add_weighted(loaded, [(_called(i), weight) for i, (_, weight) in enumerate(parts)], NAME)
+        done = {
+            "schema": 1,
+            "model": base,
+            "adapters": [{"adapter": str(folder), "weight": weight} for folder, weight in parts],
+            "entries": sum(tensors.values()),
+            "tensors": tensors,
+        }
+        with whole_folder(out) as folder:
+            loaded.peft_config[NAME].base_model_name_or_path = base
+            loaded.save_pretrained(str(folder), selected_adapters=[NAME], save_embedding_layers=False)
+            write_text(folder / "README.md", _card(done))
+    return done
+
+
+def _check(parts: Sequence[tuple[Path, float]], out: Path, model: str | None) -> str:
+    """The base model, where nothing speaks against what was asked."""
     if not parts:
         raise HoldfastError("no adapters to combine", remedy="--adapter DIR --weight 1, once for each")
     named = [base_of(folder) for folder, _ in parts]
@@ -44,20 +64,7 @@ def combine(
     base = model or next((name for name in named if name), None)
     if base is None:
         raise HoldfastError(f"{parts[0][0]} names no base model", remedy="name it: --model MODEL")
-    loaded = _load(base, dtype, [folder for folder, _ in parts])
-    tensors = add_weighted(loaded, [(_called(number), weight) for number, (_, weight) in enumerate(parts)], NAME)
-    done = {
-        "schema": 1,
-        "model": base,
-        "adapters": [{"adapter": str(folder), "weight": weight} for folder, weight in parts],
-        "entries": sum(tensors.values()),
-        "tensors": tensors,
-    }
-    with output_folder(out.parent), whole_folder(out) as folder:
-        loaded.peft_config[NAME].base_model_name_or_path = base
-        loaded.save_pretrained(str(folder), selected_adapters=[NAME], save_embedding_layers=False)
-        write_text(folder / "README.md", _card(done))
-    return done
+    return base
 
 
 def base_of(folder: Path) -> str | None:

@@ -39,6 +39,8 @@ class Hold(Settings):
     distill_top_k: int | None = None
     replay: float = Field(0.0, ge=0)
     method: str | None = None
+    tuner: dict[str, Any] = Field({}, description="options of the method's own")
+    parameters: str | int | None = Field(None, description="how many may train; it sets the method's size")
     targets: str | list[str] | None = None
     learning_rate: float | None = Field(None, gt=0)
     weight_decay: float | None = Field(None, ge=0)

@@ -13,6 +13,7 @@ from holdfast.batches import collate
 from holdfast.before_after import batches, finite
 from holdfast.budgets.gauge import Gauge, Reading
 from holdfast.comparison import ComparisonSettings, Hold, Workload, measure, sides
+from holdfast.continuations import Continuations
 from holdfast.language_model import load_model, load_tokenizer
 from holdfast.outcome import outcome
 from holdfast.penalties.anchored import Anchored
@@ -22,6 +23,9 @@ from holdfast.penalties.regularizer import Regularizer
 from holdfast.penalties.replay import Replay
 from holdfast.sampling import sample_from
 from holdfast.training import Trained, train
+from holdfast.tuners.options import chosen
+from holdfast.tuners.tuner import Tuner
+from holdfast.tuning_method import get_ready, put_on, sized
 
 # What forecasts: other structures don't see what layers do together, least of all under a penalty of their own.
 FORECASTER = Hold(curvature="samples-joint", keep=64)
@@ -64,6 +68,10 @@ class Contender:
             gauge.restore(self._known[name])
             found[name] = gauge.look(whole=True)
         return found
+
+    @cached_property
+    def _continued(self) -> Continuations:
+        return Continuations(self.model(), self.tokenizer, self.work.prompts)
 
     @cached_property
     def source(self) -> list[dict[str, Tensor]]:
@@ -122,6 +130,12 @@ class Contender:
         """The method and the layers that one way of holding on trains."""
         return hold.method or self.settings.method, hold.targets or self.settings.targets
 
+    def tuner(self, hold: Hold) -> Tuner:
+        """What trains in one way of holding on; the comparison's rank counts where the method has one."""
+        tuner = catalogue.tuner(self._trained(hold)[0])
+        ranked = hold.parameters is None and "rank" in tuner.Options.model_fields
+        return chosen(tuner, hold.tuner, rank=self.settings.rank if ranked else None)
+
     def penalties(self, model: nn.Module, hold: Hold) -> tuple[list[Regularizer], float]:
         """The regularizers of one way of holding on, and the seconds spent before training."""
         found: list[Regularizer] = []
@@ -156,10 +170,13 @@ class Contender:
         """Train one way of holding on and measure it: a row of `results.json`."""
         torch.manual_seed(self.seed)
         method, targets = self._trained(hold)
-        model = catalogue.tuner(method)().prepare(self.model(), targets, self.settings.rank, None)
+        base = self.model()
+        tuner = sized(self.tuner(hold), base, targets, hold.parameters)
+        model, trains = put_on(tuner, base, targets)
+        get_ready(tuner, model, self.work.target_train, self.settings.training.batch_size, self.seed)
         penalties, preparation = self.penalties(model, hold)
-        steered, teller = self._steered(penalties, hold), self._teller(model, hold)
-        trained, along = self._run(model, hold, penalties, on_step)
+        steered, teller = self._steered(penalties, hold), self._teller(model, hold) if tuner.shifts else None
+        trained, along = self._run(model, hold, penalties, tuner, on_step)
         rises = self.rises(model)
         after = {name: rise.loss for name, rise in rises.items()}
         anchored = next((p for p in penalties if isinstance(p, Anchored)), None)
@@ -175,16 +192,18 @@ class Contender:
             "validation": sides(self.before, after, "validation"),
             "rises": {name: {"nats": rise.amount, "error": finite(rise.error)} for name, rise in rises.items()},
             "along": along,
-            "predicted_forgetting": teller.predicted_forgetting,
+            "predicted_forgetting": None if teller is None else teller.predicted_forgetting,
             "anchor_seconds": preparation,
             "seconds": trained.seconds,
             "seconds_per_step": trained.seconds_per_step,
             "cpu_seconds_per_step": trained.cpu_seconds_per_step,
             "peak_memory_mb": trained.peak_memory_mb,
             "trainable_parameters": trained.trainable_parameters,
+            "trainable_by_component": trains.components,
+            "tuner": trains.options,
             "history": trained.history,
             "per_layer": anchored.per_layer() if anchored is not None else {},
-            "samples": self.samples(model),
+            "samples": self._continued.since(model),
         }
 
     def _steered(self, penalties: list[Regularizer], hold: Hold) -> Regularizer | None:
@@ -195,7 +214,7 @@ class Contender:
         return penalties[0].keep_within(hold.budget, batches(self.work.steering))
 
     def _run(
-        self, model: nn.Module, hold: Hold, penalties: list[Regularizer], on_step: Any
+        self, model: nn.Module, hold: Hold, penalties: list[Regularizer], tuner: Tuner, on_step: Any
     ) -> tuple[Trained, list[dict[str, float]]]:
         """Train in place; what was measured along the way, by step."""
         along: list[dict[str, float]] = []
@@ -211,6 +230,7 @@ class Contender:
             self.work.target_train,
             hold.training(self.settings.training),
             penalties=penalties,
+            callbacks=tuner.callbacks(),
             seed=self.seed,
             on_step=watch,
             quiet=True,
@@ -222,30 +242,3 @@ class Contender:
         _, targets = self._trained(hold)
         anchor, _ = self.anchor(FORECASTER.model_copy(update={"targets": targets}))
         return Penalty(model, anchor)
-
-    @cached_property
-    def _samples_before(self) -> dict[str, str]:
-        model = self.model()
-        return {side: self._continue(model, prompt) for side, prompt in self.work.prompts.items()}
-
-    def samples(self, model: nn.Module) -> list[dict[str, str]]:
-        """The same prompts continued before and after."""
-        before = self._samples_before
-        return [
-            {"side": side, "prompt": prompt, "before": before[side], "after": self._continue(model, prompt)}
-            for side, prompt in self.work.prompts.items()
-        ]
-
-    def _continue(self, model: Any, prompt: str) -> str:
-        encoded = self.tokenizer(prompt, return_tensors="pt").to(next(model.parameters()).device)
-        torch.manual_seed(0)
-        model.eval()
-        with torch.no_grad():
-            ids = model.generate(
-                input_ids=encoded["input_ids"],
-                attention_mask=encoded["attention_mask"],
-                do_sample=True,
-                temperature=0.7,
-                max_new_tokens=60,
-            )
-        return self.tokenizer.decode(ids[0, encoded["input_ids"].shape[1] :], skip_special_tokens=True)

@@ -161,10 +161,11 @@ def _check_tensors(folder: Path, base: Any) -> None:
     strange = [n for n, t in others.items() if bare[n] not in known or not _same(t, known[bare[n]])]
     if strange:
         raise HoldfastError(
-            f"the adapter in {folder} holds {len(strange)} tensors that are neither LoRA's nor SIFT's and that nothing "
-            f"prices: {', '.join(strange[:3])}",
+            f"the adapter in {folder} holds {len(strange)} tensors that are neither LoRA's nor SIFT's and that "
+            f"nothing prices: {', '.join(strange[:3])}",
             causes=["modules_to_save, trained biases or resized embeddings", "another method than LoRA or SIFT"],
-            remedy="fit a plain LoRA or SIFT; or merge the adapter and fit the whole model",
+            remedy="fit a plain LoRA or SIFT; what PEFT can merge (IA3, DoRA) can be fitted as a whole model; "
+            "prefixes, bottlenecks and ConvAdapters move no weight: train again under --budget, which distils",
         )
 
 

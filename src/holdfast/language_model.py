@@ -83,9 +83,10 @@ def load_adapter(model: Any, folder: str, name: str = "default") -> Any:
     """
     from peft import PeftModel
 
-    import holdfast.sift  # noqa: F401  # PEFT knows the method from here on
+    from holdfast import catalogue
 
     check_adapter(folder)
+    catalogue.make_known()
     try:
         with warnings.catch_warnings():  # PEFT leaves an adapter's missing weights at their start, and only warns
             warnings.filterwarnings("error", message="Found missing adapter keys")

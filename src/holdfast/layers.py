@@ -20,6 +20,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
+from torch.nn.utils.parametrizations import _WeightNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
 from holdfast.errors import HoldfastError
 
@@ -179,6 +182,17 @@ def require_kind(name: str, module: Any) -> LayerKind:
             remedy="leave this layer out of the targets",
         )
     return kind
+
+
+def is_weight_normed(module: nn.Module) -> bool:
+    """Whether a layer's weight is computed from a magnitude and a direction, w = g v / ||v|| (arXiv 1602.07868).
+
+    By torch's new parametrisation or by its old one. Such a weight is no place to put a shift into: it is computed
+    anew at every forward pass.
+    """
+    if parametrize.is_parametrized(module, "weight"):
+        return any(isinstance(one, _WeightNorm) for one in module.parametrizations.weight)  # type: ignore[union-attr]
+    return any(isinstance(h, WeightNorm) and h.name == "weight" for h in module._forward_pre_hooks.values())
 
 
 def is_embedding(kind: LayerKind) -> bool:

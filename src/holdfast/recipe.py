@@ -66,8 +66,8 @@ class DataSettings(Settings):
 Recipe = TypeVar("Recipe", bound=Settings)
 
 
-def validate(cls: type[Recipe], values: Mapping[str, Any]) -> Recipe:
-    """The recipe of these values.
+def validate(cls: type[Recipe], values: Mapping[str, Any], prefix: str = "") -> Recipe:
+    """The recipe of these values; `prefix` is what the names of its keys begin with, where it is a part of another.
 
     Raises:
         HoldfastError: an unknown key (with the nearest known one) or a value of the wrong kind, by its full name.
@@ -75,14 +75,14 @@ def validate(cls: type[Recipe], values: Mapping[str, Any]) -> Recipe:
     try:
         return cls.model_validate(values)
     except ValidationError as error:
-        known = known_keys(cls)
-        said = "; ".join(dict.fromkeys(_explain(known, problem) for problem in error.errors()))
+        known = known_keys(cls, prefix)
+        said = "; ".join(dict.fromkeys(_explain(known, problem, prefix) for problem in error.errors()))
         unknown = "unknown key" in said and "did you mean" not in said
         raise HoldfastError(said, wanted=f"keys of a recipe: {', '.join(known)}" if unknown else "") from error
 
 
-def _explain(known: list[str], problem: Any) -> str:
-    name = ".".join(str(part) for part in problem["loc"] if part not in ("str", "list[str]"))
+def _explain(known: list[str], problem: Any, prefix: str) -> str:
+    name = prefix + ".".join(str(part) for part in problem["loc"] if part not in ("str", "list[str]"))
     if problem["type"] == "extra_forbidden":
         near = closest(name, known, count=1)
         return f"unknown key {name!r}" + (f" (did you mean {near!r}?)" if near else "")

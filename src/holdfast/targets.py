@@ -18,7 +18,7 @@ _WRAPPERS = re.compile(r"^(?:module\.|_orig_mod\.|base_model\.model\.)+")
 def canonical(name: str) -> str:
     """The name the layer has in the bare model: without the prefixes of PEFT, DDP and torch.compile."""
     bare = _WRAPPERS.sub("", name).replace("._orig_mod", "")
-    return bare.removesuffix(".base_layer").removesuffix(".original_module")
+    return bare.replace(".base_layer", "").removesuffix(".original_module")
 
 
 def base_layers(model: nn.Module) -> dict[str, Any]:
@@ -32,12 +32,19 @@ def base_layers(model: nn.Module) -> dict[str, Any]:
     wrapped |= {name: "original_module" for name, module in modules.items() if hasattr(module, "original_module")}
     found = {}
     for name, module in modules.items():
-        owner, _, leaf = name.rpartition(".")
-        inside_adapter = any(name.startswith(f"{wrapper}.") for wrapper in wrapped)
-        if kind_of(module) is None or (inside_adapter and wrapped.get(owner) != leaf):
+        inside_adapter = any(
+            name.startswith(f"{wrapper}.") and not _stands_in(name, f"{wrapper}.{leaf}")
+            for wrapper, leaf in wrapped.items()
+        )
+        if kind_of(module) is None or inside_adapter:
             continue
         found[canonical(name)] = module
     return found
+
+
+def _stands_in(name: str, wrapped: str) -> bool:
+    """Whether a layer is what an adapter stands around, or in it: adapters stand around whole blocks too."""
+    return name == wrapped or (wrapped.endswith(".base_layer") and name.startswith(f"{wrapped}."))
 
 
 def trained_in_place(model: nn.Module) -> dict[str, Any]:

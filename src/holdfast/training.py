@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
 
 from holdfast import checkpoints, files
+from holdfast.adapters.gradients import GradientCheck
 from holdfast.batches import Row, collate
 from holdfast.checkpoints import Run
 from holdfast.errors import HoldfastError
@@ -46,6 +47,7 @@ def train(
     settings: TrainingSettings,
     *,
     penalties: Sequence[Regularizer] = (),
+    callbacks: Sequence[TrainerCallback] = (),
     folder: Path | None = None,
     run: Run | None = None,
     checkpoint: Path | None = None,
@@ -62,6 +64,7 @@ def train(
         rows: token ids and labels; batches are drawn from them in an order given by the seed.
         settings: steps, batch, learning rate and the like.
         penalties: added once per optimizer step.
+        callbacks: what the method wants called while it trains.
         folder: where `checkpoints/` and the live log go; None keeps nothing.
         run: what its checkpoints say that they belong to; None writes no checkpoints.
         checkpoint: go on from there, to the same result as an uninterrupted run.
@@ -72,7 +75,8 @@ def train(
         quiet: no progress bar.
 
     Raises:
-        HoldfastError: nothing to train, settings that the trainer refuses, a loss that is not finite, no disk space.
+        HoldfastError: nothing to train, settings that the trainer refuses, a parameter that no gradient reaches,
+            a loss that is not finite, no disk space.
     """
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     if trainable == 0:
@@ -80,9 +84,12 @@ def train(
     set_seed(seed)
     watch = Watch(folder, run, checkpoint, settings.eval_steps, on_step=on_step, on_measure=on_measure, on_log=on_log)
     holds = HoldfastCallback(*penalties) if penalties else None
-    trainer = _trainer(model, rows, _settings(settings, folder if run is not None else None, seed), [watch])
+    trainer = _trainer(
+        model, rows, _settings(settings, folder if run is not None else None, seed), [*callbacks, watch]
+    )
     if holds is not None:
         trainer.callback_handler.callbacks.insert(0, holds)  # before the trackers, which log what they see
+    trainer.callback_handler.callbacks.insert(0, GradientCheck())  # before penalties add gradients of their own
     reset_peak_memory()
     started = time.perf_counter()
     with _keeping_whole(folder), bar("train", None, shown=not quiet, unit="step") as watch.bar:

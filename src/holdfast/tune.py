@@ -7,12 +7,11 @@ from typing import Any
 
 import torch
 
-from holdfast import catalogue, checkpoints
+from holdfast import checkpoints
 from holdfast.anchors.store import Store
 from holdfast.before_after import BeforeAfter
 from holdfast.checkpoints import Run
 from holdfast.data import check_tokenizer
-from holdfast.errors import HoldfastError
 from holdfast.files import output_folder
 from holdfast.holding import Holding
 from holdfast.language_model import load_model, load_tokenizer
@@ -27,6 +26,8 @@ from holdfast.sides import SELF, Side, fingerprint, read_side, sampled_side
 from holdfast.training import Trained, train
 from holdfast.tune_recipe import TuneRecipe
 from holdfast.tuned import PRODUCTS, check_destination, save, write_report
+from holdfast.tuners.tuner import Tuner
+from holdfast.tuning_method import Trains, check_held, get_ready, put_on, sized, tuner_of
 
 Say = Callable[[str], None]
 
@@ -61,15 +62,17 @@ def tune(
         HoldfastError: bad data, a model that can't be loaded, an anchor of another model, another recipe's folder
             to resume in, NaN losses, no space.
     """
-    _check_tuner(recipe)
+    tuner = tuner_of(recipe)
     holding = Holding(recipe, say, store)
+    check_held(tuner, recipe, holding)
     with output_folder(out), noted() as notes:
-        ready = _prepared(recipe, holding, out, resume, say)
+        ready = _prepared(recipe, tuner, holding, out, resume, say)
         trained = train(
             ready.model,
             ready.sides["target"].rows,
             recipe.training,
             penalties=ready.joined,
+            callbacks=ready.tuner.callbacks(),
             on_measure=ready.measured.now,
             on_step=on_step,
             on_log=on_log,
@@ -80,7 +83,7 @@ def tune(
             seed=recipe.seed,
         )
         ready.measured.finish()
-        row = _row(recipe, ready.model, holding, ready.penalties, ready.measured, trained)
+        row = _row(recipe, ready, holding, trained)
         notes += caveats(holding.steered, ready.measured.readings.get("source"), trained.scaled_by)
         results = _results(recipe, [row], ready.sides, notes)
         save(ready.model, ready.tokenizer, results, ready.run, out)
@@ -94,6 +97,8 @@ class _Ready:
     """What a run trains with, as it stands before its first step."""
 
     model: Any
+    tuner: Tuner
+    trains: Trains
     tokenizer: Any
     sides: dict[str, Any]
     penalties: list[Regularizer]
@@ -103,7 +108,7 @@ class _Ready:
     checkpoint: Path | None
 
 
-def _prepared(recipe: TuneRecipe, holding: Holding, out: Path, resume: bool, say: Say) -> _Ready:
+def _prepared(recipe: TuneRecipe, tuner: Tuner, holding: Holding, out: Path, resume: bool, say: Say) -> _Ready:
     checkpoint = _checkpoint(recipe, out, say) if resume else None
     base, tokenizer = load_model(recipe.model, recipe.dtype), load_tokenizer(recipe.model)
     check_tokenizer(tokenizer, base, length=recipe.length)
@@ -115,7 +120,10 @@ def _prepared(recipe: TuneRecipe, holding: Holding, out: Path, resume: bool, say
     holding.measure(base, sides["source"], "weights")
     text = _distilled(recipe, base, sides["source"])
     torch.manual_seed(recipe.seed)
-    model = catalogue.tuner(recipe.method)().prepare(base, recipe.targets, recipe.rank, recipe.alpha)
+    tuner = sized(tuner, base, recipe.targets, recipe.parameters)
+    model, trains = put_on(tuner, base, recipe.targets)
+    say(str(trains))
+    get_ready(tuner, model, sides["target"].rows, recipe.training.batch_size, recipe.seed)
     for product in PRODUCTS:
         check_destination(out / product)
     holding.measure(model, sides["source"], "adapter")
@@ -125,15 +133,7 @@ def _prepared(recipe: TuneRecipe, holding: Holding, out: Path, resume: bool, say
     penalties = holding.penalties(model, text)
     measured = BeforeAfter(model, sides, next(iter(recipe.budgets), None))
     joined = holding.joined(model, penalties, sides["source"])
-    return _Ready(model, tokenizer, sides, penalties, joined, measured, run, checkpoint)
-
-
-def _check_tuner(recipe: TuneRecipe) -> None:
-    tuner = catalogue.tuner(recipe.method)
-    if not tuner.ranked and (key := next(filter(recipe.changed, ("rank", "alpha")), None)):
-        raise HoldfastError(
-            f"--{key} {getattr(recipe, key)}: --method {recipe.method} has none", remedy="leave it out"
-        )
+    return _Ready(model, tuner, trains, tokenizer, sides, penalties, joined, measured, run, checkpoint)
 
 
 def _checkpoint(recipe: TuneRecipe, out: Path, say: Say) -> Path:
@@ -176,16 +176,9 @@ def _distilled(recipe: TuneRecipe, model: Any, source: Side | None) -> Side | No
     return sampled_side(model, recipe.samples, min(recipe.sample_length, recipe.length), recipe.seed, 0.0)
 
 
-def _row(
-    recipe: TuneRecipe,
-    model: Any,
-    holding: Holding,
-    penalties: list[Regularizer],
-    measured: BeforeAfter,
-    trained: Trained,
-) -> dict[str, Any]:
-    anchored = next((p for p in penalties if isinstance(p, Anchored)), None)
-    forecast = next((p.predicted_forgetting for p in penalties), None)
+def _row(recipe: TuneRecipe, ready: _Ready, holding: Holding, trained: Trained) -> dict[str, Any]:
+    anchored = next((p for p in ready.penalties if isinstance(p, Anchored)), None)
+    forecast = next((p.predicted_forgetting for p in ready.penalties), None)
     return {
         "method": recipe.method,
         "penalty": "+".join(holding.labels()) or "none",
@@ -195,9 +188,9 @@ def _row(
         "seed": recipe.seed,
         **outcome(holding.steered),
         "scaled_by": trained.scaled_by,
-        **measured.row(),
+        **ready.measured.row(),
         "along": trained.along,
-        "shift_sizes": shift_sizes(model, anchored),
+        "shift_sizes": shift_sizes(ready.model, anchored),
         "predicted_forgetting": forecast,
         "per_layer": {} if anchored is None or anchored.predicted_forgetting is None else anchored.per_layer(),
         "anchor_seconds": holding.seconds,
@@ -205,6 +198,9 @@ def _row(
         "seconds_per_step": trained.seconds_per_step,
         "peak_memory_mb": trained.peak_memory_mb,
         "trainable_parameters": trained.trainable_parameters,
+        "trainable_by_component": ready.trains.components,
+        "base_parameters": ready.trains.size,
+        "tuner": ready.trains.options,
         "history": trained.history,
     }
 

@@ -9,6 +9,7 @@ from pydantic import Field, field_validator, model_validator
 from holdfast.budgets.budget import Budget
 from holdfast.errors import HoldfastError
 from holdfast.recipe import SAMPLE_LENGTH, DataSettings, Settings, TrainingSettings, layer_names
+from holdfast.tuners.amount import Amount
 
 ITEMS = 200_000  # scored tokens that a curvature is measured on, at most
 LOOKS = 24  # as `holdfast.budgets.steering`, which is not imported here: it brings torch
@@ -50,6 +51,10 @@ class TuneRecipe(Settings):
     method: str = "lora"
     rank: int = Field(8, ge=1)
     alpha: float | None = Field(None, gt=0)
+    tuner: dict[str, Any] = Field({}, description="options of the method's own: `holdfast methods` names them")
+    parameters: str | int | None = Field(
+        None, description="how many parameters may train: 0.5% of the model's, or 120000; it sets the method's size"
+    )
     targets: str | list[str] = "all-linear"
     sample_length: int = Field(SAMPLE_LENGTH, ge=8, description="tokens per sampled sequence")
     length: int = Field(512, ge=2, description="tokens per sequence")
@@ -69,6 +74,16 @@ class TuneRecipe(Settings):
     @classmethod
     def _folders(cls, anchor: Any) -> Any:
         return [] if anchor is None else anchor if isinstance(anchor, list) else [anchor]
+
+    @field_validator("parameters")
+    @classmethod
+    def _amount(cls, parameters: str | int | None) -> str | int | None:
+        if parameters is not None:
+            try:
+                Amount.parse(parameters)
+            except HoldfastError as error:
+                raise ValueError(f"it should be {error.wanted}") from error
+        return parameters
 
     @field_validator("budget", mode="before")
     @classmethod

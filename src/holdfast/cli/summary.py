@@ -4,6 +4,7 @@ import math
 from typing import Any
 
 from holdfast.cli.output import console, number, print_table, share
+from holdfast.report.words import in_words
 
 SIDES = (("source (old data)", "source"), ("target (new data)", "target"))
 EVALUATED = ("none", "adapter", "model")  # methods of rows that were not trained in this run
@@ -51,7 +52,9 @@ def _print_one(row: dict[str, Any]) -> None:
     if row.get("predicted_forgetting") is not None and not said:
         said.append(f"forecast of the forgetting {row['predicted_forgetting']:.2g} nats per token")
     if row.get("trainable_parameters"):
-        said.append(f"{row['trainable_parameters']:,} trained parameters")
+        trained = f"{row['trainable_parameters']:,} trained parameters"
+        parts = row.get("trainable_by_component", {})
+        said.append(f"{trained} ({in_words(parts)})" if len(parts) > 1 else trained)
     said += [f"{row[key]:.0f} {unit}" for key, unit in (("seconds", "s"), ("peak_memory_mb", "MB")) if row.get(key)]
     console.print("; ".join(said), highlight=False, soft_wrap=True)
 

@@ -69,6 +69,10 @@ def tune(
     ] = None,
     method: Annotated[str | None, option("Tuner; holdfast methods lists them.", "NAME", TRAIN, default="lora")] = None,
     rank: Annotated[int | None, option("Rank of the adapter.", "N", TRAIN, default="8")] = None,
+    parameters: Annotated[
+        str | None,
+        option("How many may train, 0.5% of the model's or a number; sets the method's size.", "AMOUNT", TRAIN),
+    ] = None,
     targets: Annotated[
         str | None,
         option("Layers, as PEFT's target_modules; commas between names.", "LAYERS", TRAIN, default="all-linear"),
@@ -96,7 +100,7 @@ def tune(
     source_prompt: SourcePrompt = None,
     source_completion: SourceCompletion = None,
     changes: Annotated[
-        list[str] | None, option("Any key of the recipe: --set training.clip=0.5", "KEY=VALUE", None, "--set")
+        list[str] | None, option("Any key of the recipe: --set tuner.dropout=0.1", "KEY=VALUE", None, "--set")
     ] = None,
     as_json: Annotated[bool, flag("--json", "Print results.json on standard output.")] = False,
 ) -> None:
@@ -117,7 +121,7 @@ def tune(
         "forecast": None if forecast is None else str(forecast),
         "anchor_weights": anchor_weights or None, "curvature": curvature, "space": space,
         "strength": strength, "damping": damping, "budget": budget or None,
-        "distill": distill, "method": method, "rank": rank, "length": length, "seed": seed,
+        "distill": distill, "method": method, "rank": rank, "parameters": parameters, "length": length, "seed": seed,
         "targets": targets,
         "training": {
             "steps": steps, "epochs": epochs, "batch_size": batch_size, "accumulate": accumulate,

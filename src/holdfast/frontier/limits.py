@@ -7,7 +7,7 @@ from holdfast.recipe import flat
 WEIGHTS = ("strength", "distill", "together")  # at 0 they hold nothing
 BASED = ("training.learning_rate", "training.weight_decay")  # at the base's value they are plain fine-tuning's
 WITHOUT_END = ("budget",)  # a large one holds nothing
-TRAINED = ("method", "rank", "alpha", "targets", "training")
+TRAINED = ("method", "rank", "alpha", "tuner", "parameters", "targets", "training")
 
 
 def ends_in_plain(recipe: FrontierRecipe) -> list[str]:

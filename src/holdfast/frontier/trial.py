@@ -97,22 +97,24 @@ def check(recipes: Sequence[dict[str, Any]]) -> dict[str, Any]:
     Raises:
         HoldfastError: see `holdfast.tune.tune`.
     """
-    from holdfast import catalogue
     from holdfast.data import check_tokenizer
     from holdfast.holding import Holding
     from holdfast.language_model import load_model, load_tokenizer
     from holdfast.sides import SELF, fingerprint, read_side
+    from holdfast.tuning_method import check_held, tuner_of
 
     settings = [validate(TuneRecipe, values) for values in recipes]
     holdings = []
     for recipe in settings:
-        catalogue.tuner(recipe.method)
+        tuner = tuner_of(recipe)
         holdings.append(Holding(recipe, lambda line: None))
+        check_held(tuner, recipe, holdings[-1])
     first = settings[0]
     model, tokenizer = load_model(first.model, first.dtype), load_tokenizer(first.model)
     check_tokenizer(tokenizer, model, length=first.length)
     for holding in holdings:
         holding.check(model)
+    _check_sizes(settings, model)
     told: dict[str, Any] = {}
     for name, data in (("target", first.target), ("source", first.source)):
         if data is not None and data.path == SELF:
@@ -123,3 +125,11 @@ def check(recipes: Sequence[dict[str, Any]]) -> dict[str, Any]:
             about, rows, sequences = side.about, fingerprint(side), len(side.rows)
         told[name] = {"about": about, "rows": rows, "sequences": sequences}
     return told
+
+
+def _check_sizes(settings: Sequence[TuneRecipe], model: Any) -> None:
+    """Raise HoldfastError for a budget of parameters that a way's method can't keep on this model."""
+    from holdfast.tuning_method import sized, tuner_of
+
+    for recipe in {str((r.method, r.tuner, r.targets, r.parameters)): r for r in settings}.values():
+        sized(tuner_of(recipe), model, recipe.targets, recipe.parameters)

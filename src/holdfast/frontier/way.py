@@ -5,7 +5,7 @@ from typing import Any, get_args, get_origin
 
 from pydantic import Field, model_serializer, model_validator
 
-from holdfast.errors import closest
+from holdfast.errors import HoldfastError, closest
 from holdfast.frontier.values import Range, is_range
 from holdfast.frontier.ways import NAMED
 from holdfast.recipe import Settings, flat, known_keys
@@ -13,6 +13,7 @@ from holdfast.tune_recipe import TuneRecipe
 
 Values = list[Any] | Range
 BUDGET = "budget"
+OPTIONS = "tuner."  # keys of the method's own options
 COMMON = ("model", "target", "source", "seed", "length", "held_out", "dtype", "samples", "sample_length")
 
 
@@ -72,10 +73,19 @@ class Way(Settings):
         found: dict[str, Values] = {}
         for key, value in self.keys.items():
             if is_range(value):
-                found[key] = Range.model_validate(value).times(flat(base.model_dump())[key])
+                ranged = Range.model_validate(value)
+                found[key] = ranged.times(_of(base, key)) if ranged.relative else ranged
             elif _is_tried(key, value):
                 found[key] = list(dict.fromkeys(value))
         return found
+
+
+def _of(base: TuneRecipe, key: str) -> Any:
+    """The base's value there, which a relative range multiplies."""
+    value = flat(base.model_dump()).get(key)
+    if value is None:
+        raise HoldfastError(f"a relative range of {key}, which base has not", remedy=f"give base.{key} a value")
+    return value
 
 
 def _named(name: str) -> dict[str, Any]:
@@ -104,6 +114,8 @@ def _check_key(key: str) -> None:
     known = known_keys(TuneRecipe)
     if key.split(".")[0] in COMMON:
         raise ValueError(f"{key} is what all runs have in common: it belongs in `base`")
+    if key.startswith(OPTIONS):
+        return  # which there are depends on the method, so the whole recipe of a run is checked for it
     if key not in known:
         near = closest(key, known, count=1)
         raise ValueError(f"unknown key {key!r}" + (f" (did you mean {near!r}?)" if near else ""))
@@ -116,7 +128,7 @@ def _is_tried(key: str, value: Any) -> bool:
 
 def _is_listed(key: str) -> bool:
     """Whether a run itself takes a list there; budgets are listed to be tried, though a run may have several."""
-    if key == BUDGET:
+    if key == BUDGET or key.startswith(OPTIONS):
         return False
     part: Any = TuneRecipe
     for name in key.split("."):

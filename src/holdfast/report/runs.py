@@ -127,8 +127,15 @@ def figures(rows: Sequence[Row]) -> list[list[str]]:
         "Before, once": _range(_span(rows, "anchor_seconds"), words.seconds),
         "Memory": _range(_span(rows, "peak_memory_mb"), words.memory),
         "Trained parameters": _range(_span(rows, "trainable_parameters"), words.whole),
+        "Of them": words.in_words(_same(rows, "trainable_by_component") or {}),
     }
     return [[label, text] for label, text in found.items() if text]
+
+
+def _same(rows: Sequence[Row], key: str) -> Any:
+    """What all rows have there, None where they differ."""
+    first = rows[0].get(key) if rows else None
+    return first if all(row.get(key) == first for row in rows) else None
 
 
 def _span(rows: Sequence[Row], key: str) -> Span | None:

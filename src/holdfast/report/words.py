@@ -1,12 +1,26 @@
 """Names, numbers and the finding, as a reader meets them."""
 
 import math
+from collections.abc import Mapping
 
 from holdfast import catalogue
 from holdfast.report.comparison import BUDGET_POINTS, PLAIN, Setting, Span
 
 MISSING = "–"
-_METHODS = {"lora": "LoRA", "rslora": "rsLoRA", "dora": "DoRA", "full": "full fine-tuning", "": "fine-tuning"}
+_METHODS = {
+    "lora": "LoRA",
+    "rslora": "rsLoRA",
+    "dora": "DoRA",
+    "lora-fa": "LoRA-FA",
+    "full": "full fine-tuning",
+    "sift": "SIFT",
+    "ia3": "(IA)³",
+    "bitfit": "BitFit",
+    "prefix": "prefix tuning",
+    "bottleneck": "bottleneck adapters",
+    "convadapter": "ConvAdapter",
+    "": "fine-tuning",
+}
 _PENALTIES = {
     PLAIN: "Plain",
     "identity": "L2 to the start",
@@ -37,6 +51,11 @@ _REHEARSED = ("distill", "distill-source", "replay")  # need old data in every s
 def method_name(method: str) -> str:
     """`lora` -> LoRA."""
     return _METHODS.get(method, method)
+
+
+def in_words(components: Mapping[str, int]) -> str:
+    """Trained parameters by the part of the method that they belong to: `lora_A 1,024, lora_B 1,152`."""
+    return ", ".join(f"{name} {count:,}" for name, count in components.items())
 
 
 def family_name(setting: Setting) -> str:

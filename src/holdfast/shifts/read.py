@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from holdfast.errors import HoldfastError
-from holdfast.layers import LayerKind, kind_of, require_kind
+from holdfast.layers import LayerKind, is_weight_normed, kind_of, require_kind
 from holdfast.shifts.dense import Dense
 from holdfast.shifts.in_place import is_sparse, sparse_reader
 from holdfast.shifts.kept import Kept
@@ -59,7 +59,8 @@ def readers(model: nn.Module, reference: Mapping[str, Tensor] | None = None) -> 
     trainable = {n: m for n, m in base_layers(model).items() if m.weight.requires_grad}
     if not trainable:
         raise HoldfastError("no layer of the model is trainable", remedy="set requires_grad on what should move")
-    for name in trainable:
+    for name, module in trainable.items():
+        _refuse_weight_norm(name, module)
         if name not in reference:
             raise HoldfastError(f"the trainable layer {name!r} is not in the reference")
     return {n: _full_reader(require_kind(n, m), m, reference[n]) for n, m in trainable.items()}
@@ -92,6 +93,7 @@ def _full_reader(kind: LayerKind, module: Any, anchored: Tensor) -> Reader:
 def _adapter_reader(name: str, layer: Any, reference: Mapping[str, Tensor] | None) -> Reader:
     check_readable(name, layer)
     base = layer.base_layer
+    _refuse_weight_norm(name, base)
     kind = require_kind(name, base)
     anchored = None if reference is None else reference.get(name)
     if is_sparse(layer):
@@ -146,6 +148,16 @@ def _refuse_merged(name: str, layer: Any) -> None:
     if getattr(layer, "merged", False):
         raise HoldfastError(
             f"the adapter on {name!r} is merged into the weight", remedy="call model.unmerge_adapter() first"
+        )
+
+
+def _refuse_weight_norm(name: str, base: nn.Module) -> None:
+    if is_weight_normed(base):
+        raise HoldfastError(
+            f"the weight of {name!r} is weight-normed: computed anew at every pass, so a shift put into it is lost",
+            wanted="a plain weight",
+            remedy="call holdfast.adapters.weight_norm.fold_weight_norm(model, names) before anything else, or leave "
+            "this layer out of the targets",
         )
 
 

@@ -23,7 +23,7 @@ class SiftCallback(TrainerCallback):
     Before the first step, unless they are chosen already or the run is resumed; and again after every
     `config.refresh` steps, the last one apart, with optimizer states carried over. The batches are rows of the
     training data that the seed, the step and the rank decide, made into batches as the trainer does, so a resumed run
-    chooses as an uninterrupted one. The trainer's own order of batches and its random states are not touched.
+    chooses as an uninterrupted one. The trainer's own order of batches and torch's random states are not touched.
 
     Attributes:
         selections: (step, what was chosen then).

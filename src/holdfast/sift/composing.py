@@ -10,7 +10,7 @@ from torch import Tensor
 from holdfast.errors import HoldfastError
 from holdfast.sift.config import SiftConfig
 from holdfast.sift.entries import Entries
-from holdfast.sift.finding import entries_of
+from holdfast.sift.finding import Found, entries_of
 
 WHERE = ("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "biases")  # the targets
 
@@ -39,12 +39,8 @@ def add_weighted(model: Any, parts: Sequence[tuple[str, float]], name: str) -> d
     configs = {adapter: _config(model, adapter) for adapter, _ in parts}
     _check(model, parts, name, configs)
     held = {adapter: entries_of(model, adapter) for adapter in configs}
+    _check_chosen(held)
     names = list(dict.fromkeys(tensor for adapter in held for tensor in held[adapter]))
-    if waiting := [(a, t) for a, own in held.items() for t, one in own.items() if not one.entries.chosen]:
-        raise HoldfastError(
-            f"the entries of {waiting[0][1]!r} in adapter {waiting[0][0]!r} are not chosen yet",
-            remedy="train the adapter first",
-        )
     unions = {
         tensor: _union(
             [(weight, held[adapter][tensor].entries) for adapter, weight in parts if tensor in held[adapter]]
@@ -123,3 +119,13 @@ def _check(model: Any, parts: Sequence[tuple[str, float]], name: str, configs: M
                 f"{', '.join(configs[adapter].modules_to_save or [])}",
                 wanted="adapters of entries alone, whose sums are known",
             )
+
+
+def _check_chosen(held: Mapping[str, Mapping[str, Found]]) -> None:
+    for adapter, own in held.items():
+        for tensor, one in own.items():
+            if not one.entries.chosen:
+                raise HoldfastError(
+                    f"the entries of {tensor!r} in adapter {adapter!r} are not chosen yet",
+                    remedy="train the adapter first",
+                )

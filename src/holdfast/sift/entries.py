@@ -107,7 +107,12 @@ class Entries(nn.Module):
         self._set(self.indices.new_full((count,), -1), values, self.origin.new_zeros(count))
 
     def write(self) -> None:
-        """Put the values into the tensor, in place."""
+        """Put the values into the tensor, in place.
+
+        Optimizers' steps, `load_state_dict` and whatever else is written to `values` are seen without it; what is
+        written to `values.data` is not, as autograd does not see it either.
+        """
+        self.changed()
         self.place.settle()
 
     def restore(self) -> None:

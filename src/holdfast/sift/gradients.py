@@ -1,13 +1,16 @@
 """Dense gradients of the tensors that hold entries, averaged over a few batches, a group of tensors at a time."""
 
-from collections.abc import Iterator, Mapping, Sequence
+import itertools
+import warnings
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from holdfast.batches import to_device
+from holdfast.batches import batches_of, to_device
+from holdfast.errors import HoldfastError
 from holdfast.evaluation import not_finite
 from holdfast.layers import device_of
 from holdfast.likelihood import ForwardLoss, Items
@@ -31,7 +34,8 @@ class Gradients:
     Args:
         model: with the entries.
         found: whose gradients.
-        batches: on the model's device or not.
+        batches: an iterable of batches, or a tokenised dataset.
+        count: how many of them are read, the first ones.
         forward_loss: as for `Anchor.estimate`.
         squared: the mean over batches of the squared gradient of a batch's mean loss, instead of the gradient of the
             mean loss over all items.
@@ -39,13 +43,17 @@ class Gradients:
         seed: of what is left random in eval mode.
         ranks: who takes part.
         progress: show a bar.
+
+    Raises:
+        HoldfastError: no batches, on this rank or on another.
     """
 
     def __init__(
         self,
         model: nn.Module,
         found: Mapping[str, Found],
-        batches: Sequence[Any],
+        batches: Any,
+        count: int,
         forward_loss: ForwardLoss | None,
         *,
         squared: bool,
@@ -54,11 +62,13 @@ class Gradients:
         ranks: Ranks,
         progress: bool,
     ) -> None:
-        self.model, self.found, self.own_batches, self.squared = model, found, batches, squared
+        self.model, self.found, self.squared = model, found, squared
         self.reader, self.seed, self.ranks = Items(model, forward_loss), seed, ranks
         self.groups = _groups(found, accumulator_mb * MB, 2 if squared else 1)
         self.progress = progress
         self.items = self.batches = 0
+        self.own_batches: list[Any] = []
+        ranks.together(lambda: self._take(batches, count))  # that one rank has none must not leave the others waiting
 
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
         """Name and mean, of the tensor's shape and in at least float32, tensor by tensor.
@@ -75,6 +85,19 @@ class Gradients:
                     total = sums.pop(name).total
                     self.ranks.add_up(total)
                     yield name, total.div_(max(1, self.batches if self.squared else self.items))
+
+    def _take(self, batches: Any, count: int) -> tuple[int]:
+        self.own_batches = [] if batches is None else list(itertools.islice(batches_of(batches), count))
+        found = len(self.own_batches)
+        if not found:
+            raise HoldfastError(
+                "there are no batches to choose entries on",
+                remedy="pass select(model, batches), or take a score that needs none: magnitude, magnitude-low or "
+                "random",
+            )
+        if found < count:
+            warnings.warn(f"{found} batches to choose entries on, and the adapter wants {count}", stacklevel=6)
+        return (found,)
 
     def _read(self, sums: dict[str, "_Sum"], advance: Any) -> tuple[int, int]:
         """One pass over the batches for one group; the items and batches that it saw."""

@@ -14,7 +14,8 @@ class FirstBackward:
     """Chooses the entries from the first backward pass of training, and gives that pass's gradient for them.
 
     No batch is spent on choosing (arXiv 2312.11875 spends its first). Where the tensor is used several times in a
-    forward pass the uses' gradients are added up first; so long the sum, one tensor's, is kept.
+    forward pass the uses' gradients are added up first; so long the sum, one tensor's, is kept. (Under reentrant
+    checkpointing a segment is a backward pass of its own: of a tensor used in several, the last one decides.)
 
     Args:
         entries: to choose.

@@ -47,7 +47,7 @@ def expect_choice(place: Place, compiling: bool = False) -> None:
     """Raise HoldfastError where a pass is to train entries that nobody has chosen or will choose in it."""
     for entries in place.visible():
         watched = entries.observer is not None or entries.chooser is not None
-        if not entries.chosen and (compiling or not watched):
+        if entries.values.requires_grad and not entries.chosen and (compiling or not watched):
             _unchosen(place)
 
 

@@ -1,7 +1,6 @@
 """Choosing which entries train, from a few batches, before training."""
 
 import hashlib
-import itertools
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,11 +10,10 @@ from peft.tuners.tuners_utils import BaseTuner
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from holdfast.batches import batches_of
 from holdfast.errors import HoldfastError
 from holdfast.likelihood import ForwardLoss
 from holdfast.measuring.ranks import Ranks
-from holdfast.pretrained import check_whole
+from holdfast.pretrained import check_unmerged, check_whole
 from holdfast.sift.config import SiftConfig
 from holdfast.sift.finding import Found, entries_of
 from holdfast.sift.gradients import Gradients
@@ -115,16 +113,16 @@ def choose(
     config = config_of(model, found)
     if wrapped and resize and competes(config):
         raise resized()
+    _check_shown(model, found)
     score = score_of(config.score)
-    few = _first(batches, config.batches) if score.gradient else []
     with Ranks.present() as ranks:
-        seen: Any = dict.fromkeys(found)
+        seen = None
         if score.gradient:
             seen = Gradients(
-                model, found, few, forward_loss, squared=score.squared, accumulator_mb=accumulator_mb,
-                seed=config.seed, ranks=ranks, progress=progress,
+                model, found, batches, config.batches, forward_loss, squared=score.squared,
+                accumulator_mb=accumulator_mb, seed=config.seed, ranks=ranks, progress=progress,
             )  # fmt: skip
-        means = seen if score.gradient else seen.items()
+        means = seen if seen is not None else dict.fromkeys(found).items()
         picked = pick(means, found, config, score, compete=resize and competes(config))
         checksum = _checksum(picked)
         _check_alike(ranks.gathered(checksum))
@@ -132,8 +130,8 @@ def choose(
         found[name].entries.chooser = None
         found[name].entries.move(one.indices)
     _warn_of_silence(picked)
-    batches_seen, items = (seen.batches, seen.items) if score.gradient else (0, 0)
     tensors = {name: Chosen(len(p.indices), found[name].tensor.numel(), captured([p])) for name, p in picked.items()}
+    batches_seen, items = (0, 0) if seen is None else (seen.batches, seen.items)
     return Selection(tensors, batches_seen, items, captured(list(picked.values())), checksum)
 
 
@@ -170,16 +168,15 @@ def resized() -> HoldfastError:
     )
 
 
-def _first(batches: Any, count: int) -> list[Any]:
-    found = [] if batches is None else list(itertools.islice(batches_of(batches), count))
-    if not found:
+def _check_shown(model: nn.Module, found: Mapping[str, Found]) -> None:
+    """Raise HoldfastError unless the tensors hold the adapter's entries and can be differentiated for them."""
+    check_unmerged(model, "their entries can't be chosen")
+    hidden = [name for name, one in found.items() if one.entries not in one.entries.place.visible()]
+    if hidden:
         raise HoldfastError(
-            "there are no batches to choose entries on",
-            remedy="pass select(model, batches), or take a score that needs none: magnitude, magnitude-low or random",
+            f"the adapter of the entries is not active in {hidden[0]!r}",
+            remedy="call model.set_adapter(name) first, and choose outside model.disable_adapter()",
         )
-    if len(found) < count:
-        warnings.warn(f"{len(found)} batches to choose entries on, and the adapter wants {count}", stacklevel=4)
-    return found
 
 
 def _warn_of_silence(picked: Mapping[str, Picked]) -> None:

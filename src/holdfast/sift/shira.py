@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from holdfast.errors import HoldfastError
+from holdfast.files import whole_file
 from holdfast.sift.config import SiftConfig
 from holdfast.sift.entries import Entries
 from holdfast.sift.finding import entries_of
@@ -47,7 +48,7 @@ def write_shira(model: Any, folder: Path, adapter: str | None = None) -> Written
 
     Args:
         model: a PeftModel with the adapter.
-        folder: exists; adapter_config.json and adapter_model.safetensors are written into it.
+        folder: adapter_config.json and adapter_model.safetensors are written into it.
         adapter: its name; None is the active one.
 
     Raises:
@@ -66,8 +67,9 @@ def write_shira(model: Any, folder: Path, adapter: str | None = None) -> Written
         tensors[f"{PREFIX}{name}.shira_indices"] = indices
     config: SiftConfig = model.peft_config[adapter]
     whole = get_peft_model_state_dict(model, adapter_name=adapter, save_embedding_layers=False)
-    tensors |= {key: tensor.detach().cpu() for key, tensor in whole.items() if ".sift_" not in key}
-    save_file(tensors, folder / FILE, metadata={"format": "pt"})
+    tensors |= {key: tensor.detach().cpu().clone() for key, tensor in whole.items() if ".sift_" not in key}
+    with whole_file(folder / FILE) as temporary:
+        save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, temporary, metadata={"format": "pt"})
     _config(config, list(layers), r).save_pretrained(str(folder))
     stored = sum(r * sum(base.weight.shape) for base, _ in layers.values())
     return Written(r, sum(len(entries.indices) for _, entries in layers.values()), stored)
@@ -91,9 +93,9 @@ def _layers(model: nn.Module, adapter: str) -> Mapping[str, tuple[nn.Linear, Ent
             if parameter == PARAMETERS[0] and isinstance(base, nn.Linear):
                 found[name] = (base, entries)
             elif bool(_increments(entries).any()):
-                what = f"a {type(base).__name__}" if parameter == PARAMETERS[0] else "a bias"
+                what = type(base).__name__ if parameter == PARAMETERS[0] else parameter
                 raise HoldfastError(
-                    f"SHiRA can't hold the entries of {name!r}: they are those of {what}",
+                    f"SHiRA can't hold the entries of {name!r} ({what})",
                     wanted="entries in the weights of nn.Linear layers alone",
                     remedy=MERGE,
                 )

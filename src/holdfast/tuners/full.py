@@ -11,9 +11,9 @@ class Full(Tuner):
 
     name = "full"
     paper = ""
-    ranked = False
+    adapter = False
 
-    def prepare(self, model: nn.Module, targets: Targets, rank: int, alpha: float | None) -> nn.Module:
+    def prepare(self, model: nn.Module, targets: Targets) -> nn.Module:
         layers = select(model, targets)
         model.requires_grad_(False)
         for layer in layers.values():

@@ -2,10 +2,20 @@
 
 from typing import Any, ClassVar
 
+from pydantic import Field
 from torch import nn
 
+from holdfast.recipe import Settings
 from holdfast.targets import Targets, select
 from holdfast.tuners.tuner import Tuner
+
+
+class LoraOptions(Settings):
+    """Of LoRA and its variants; recipes have rank and alpha at their top."""
+
+    rank: int = Field(8, ge=1, description="of the update to each layer")
+    alpha: float | None = Field(None, gt=0, description="None: twice the rank")
+    dropout: float = Field(0.0, ge=0, lt=1, description="share of a layer's inputs that the adapter does not see")
 
 
 class Lora(Tuner):
@@ -13,19 +23,27 @@ class Lora(Tuner):
 
     name = "lora"
     paper = "LoRA, arXiv 2106.09685"
+    Options = LoraOptions
+    sizes = ("rank",)
     flags: ClassVar[dict[str, Any]] = {}
+    options: LoraOptions
 
-    def prepare(self, model: nn.Module, targets: Targets, rank: int, alpha: float | None) -> nn.Module:
+    def prepare(self, model: nn.Module, targets: Targets) -> nn.Module:
         from peft import LoraConfig, TaskType, get_peft_model
 
-        layers = sorted(select(model, targets))
+        from holdfast.adapters.weight_norm import fold_weight_norm, say_folded
+
+        layers = select(model, targets)
+        say_folded(fold_weight_norm(model, sorted(layers)))
+        rank, alpha = self.options.rank, self.options.alpha
         causal = hasattr(model, "generate")
         config = LoraConfig(
             r=rank,
             lora_alpha=2 * rank if alpha is None else alpha,  # type: ignore[arg-type]  # PEFT takes fractions too
-            target_modules=layers,
+            lora_dropout=self.options.dropout,
+            target_modules=sorted(layers),
             task_type=TaskType.CAUSAL_LM if causal else None,
-            fan_in_fan_out=any(type(m).__name__ == "Conv1D" for m in select(model, targets).values()),
+            fan_in_fan_out=any(type(m).__name__ == "Conv1D" for m in layers.values()),
             **self.flags,
         )
         return get_peft_model(model, config)

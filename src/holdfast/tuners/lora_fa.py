@@ -18,8 +18,8 @@ class LoraFa(Lora):
     name = "lora-fa"
     paper = "LoRA-FA, arXiv 2308.03303"
 
-    def prepare(self, model: nn.Module, targets: Targets, rank: int, alpha: float | None) -> nn.Module:
-        tuned = super().prepare(model, targets, rank, alpha)
+    def prepare(self, model: nn.Module, targets: Targets) -> nn.Module:
+        tuned = super().prepare(model, targets)
         for layer in tuned.modules():
             for factor in ("lora_A", "lora_embedding_B"):
                 for adapter, half in getattr(layer, factor, {}).items():

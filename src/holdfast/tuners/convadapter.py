@@ -1,0 +1,77 @@
+"""Convolutions over time beside the residual stream."""
+
+from typing import Any, Literal
+
+from pydantic import Field, field_validator
+from torch import nn
+
+from holdfast.recipe import Settings
+from holdfast.targets import ALL_LINEAR, Targets
+from holdfast.tuners.tuner import Tuner
+
+
+class ConvAdapterOptions(Settings):
+    """Of ConvAdapter; see `holdfast.ConvAdapterConfig`."""
+
+    preset: Literal["recommended", "paper"] = Field("recommended", description="paper: SURE's block as it is")
+    hidden: int | None = Field(None, ge=1, description="channels inside; None: half the width")
+    kernels: tuple[int, ...] = Field((3, 5, 3), description="of the convolutions in order, 3,5,3")
+    groups: Literal["grouped", "depthwise-separable", "dense"] = Field("grouped", description="of channels")
+    activation: str = Field("relu", description="a name that transformers knows")
+    norm: Literal["layer", "rms", "none"] = Field("layer", description="before the first convolution")
+    se_reduction: int | None = Field(16, ge=1, description="of the gate's inside; None: no gate")
+    se_pool: Literal["mean", "running", "attention"] = Field("mean", description="what the gate sees of time")
+    causal: bool | None = Field(None, description="None: as the layer is")
+    dilation: int = Field(1, ge=1, description="of the convolutions")
+    dropout: float = Field(0.0, ge=0, lt=1, description="on what is added")
+    scale: float | Literal["learned"] = Field(1.0, description="of what is added; a number or learned")
+    init: Literal["zero", "torch", "official_hf"] | None = Field(None, description="None: the preset's")
+    mixing: int | None = Field(None, ge=1, description="channels inside a pair of 1x1 convolutions; None: without")
+    biases: bool = Field(False, description="of convolutions and gate")
+    shared: bool = Field(False, description="one block for all layers")
+    position: Literal["layer", "attention", "feed_forward", "parallel"] = Field(
+        "layer", description="after what it stands, or beside"
+    )
+    masked: bool | None = Field(None, description="padding is left out; None: the preset's")
+
+    @field_validator("kernels", mode="before")
+    @classmethod
+    def _listed(cls, kernels: Any) -> Any:
+        return kernels.split(",") if isinstance(kernels, str) else kernels
+
+
+class ConvAdapter(Tuner):
+    """h + s SE(conv(conv(f(conv(norm(h)))))), convolutions over time and a gate after each transformer layer.
+
+    The convolutions' own count hardly depends on their channels, so a budget of parameters sets `mixing`.
+    Where no targets are named, the transformer layers are found.
+    """
+
+    name = "convadapter"
+    paper = "SURE, arXiv 2303.03267"
+    Options = ConvAdapterOptions
+    sizes = ("mixing",)
+    least = 0
+    shifts = False
+    registered_by = "holdfast.adapters"
+    options: ConvAdapterOptions
+
+    def sized(self, size: int) -> Tuner:
+        return super().sized(size) if size else self
+
+    def prepare(self, model: nn.Module, targets: Targets) -> nn.Module:
+        from peft import TaskType, get_peft_model
+
+        from holdfast.adapters import ConvAdapterConfig
+
+        config = ConvAdapterConfig(
+            target_modules=None if targets == ALL_LINEAR else targets,  # type: ignore[arg-type]
+            task_type=TaskType.CAUSAL_LM if hasattr(model, "generate") else None,
+            **self.options.model_dump(),
+        )
+        return get_peft_model(model, config)
+
+    def component(self, name: str) -> str:
+        from holdfast.adapters.components import component_of
+
+        return component_of(name)

@@ -1,0 +1,80 @@
+"""Sparse fine-tuning in place."""
+
+from collections.abc import Sequence
+from typing import Any, Literal, Self
+
+from pydantic import Field, model_validator
+from torch import nn
+
+from holdfast.recipe import Settings
+from holdfast.targets import Targets, select
+from holdfast.tuners.tuner import Tuner
+
+
+class SiftOptions(Settings):
+    """Of SIFT; see `holdfast.SiftConfig`."""
+
+    density: float = Field(0.01, gt=0, le=1, description="share of each tensor's entries")
+    count: int | None = Field(None, ge=1, description="entries in all, instead of density")
+    scope: Literal["tensor", "row", "global"] = Field("tensor", description="where entries compete")
+    floor: float = Field(0.0, ge=0, le=1, description="least share of one tensor, for scope global")
+    ceiling: float = Field(1.0, ge=0, le=1, description="most share of one tensor, for scope global")
+    score: str = Field("gradient", description="what entries compete by")
+    batches: int = Field(1, ge=1, description="batches that are scored together")
+    refresh: int = Field(0, ge=0, description="choose again every so many steps; 0: never")
+    biases: bool = Field(False, description="the targets' biases compete too")
+    decay_to: Literal["zero", "start"] = Field("zero", description="what weight decay pulls the entries to")
+    seed: int = Field(0, description="of the random score and of the batches that are chosen on")
+
+    @model_validator(mode="after")
+    def _one_size(self) -> Self:
+        if self.count is not None and "density" in self.model_fields_set:
+            raise ValueError(f"density={self.density:g} and count={self.count} both say how many: leave one out")
+        return self
+
+
+class Sift(Tuner):
+    """A few chosen entries of the model's own weights train, in place.
+
+    The entries are chosen before anything else sees the model, so that what is counted from the start of training
+    (anchors of the adapter, budgets) starts where training does.
+    """
+
+    name = "sift"
+    paper = "SIFT, arXiv 2312.11875"
+    Options = SiftOptions
+    sizes = ("count", "density")
+    counts = True
+    registered_by = "holdfast.sift"
+    options: SiftOptions
+
+    def prepare(self, model: nn.Module, targets: Targets) -> nn.Module:
+        from peft import TaskType, get_peft_model
+
+        from holdfast.sift import SiftConfig
+
+        config = SiftConfig(
+            target_modules=sorted(select(model, targets)),
+            task_type=TaskType.CAUSAL_LM if hasattr(model, "generate") else None,
+            **self.options.model_dump(),
+        )
+        return get_peft_model(model, config)
+
+    def wants(self) -> int:
+        from holdfast.sift.scores import score_of
+
+        return self.options.batches if score_of(self.options.score).gradient else 0
+
+    def ready(self, model: nn.Module, batches: Sequence[Any]) -> None:
+        from holdfast.sift.selection import select as choose
+
+        choose(model, batches or None)
+
+    @property
+    def steady(self) -> bool:
+        return not self.options.refresh
+
+    def callbacks(self) -> list[Any]:
+        from holdfast.sift.callback import SiftCallback
+
+        return [SiftCallback(progress=False)]

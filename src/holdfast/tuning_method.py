@@ -1,0 +1,120 @@
+"""The method of a tuning run: its options, its size where a budget of parameters sets it, and what it trains."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from holdfast import catalogue
+from holdfast.batches import Row, collate
+from holdfast.errors import HoldfastError
+from holdfast.holding import Holding
+from holdfast.report.words import in_words
+from holdfast.targets import Targets
+from holdfast.tune_recipe import TuneRecipe
+from holdfast.tuners.amount import Amount
+from holdfast.tuners.options import chosen
+from holdfast.tuners.sizing import by_component, solve
+from holdfast.tuners.tuner import Tuner
+
+
+@dataclass(frozen=True)
+class Trains:
+    """What a method trains of a model.
+
+    Attributes:
+        method: its name.
+        options: it was put on the model with these.
+        size: parameters of the base model.
+        components: part of the method -> how many of its parameters train.
+    """
+
+    method: str
+    options: dict[str, Any]
+    size: int
+    components: dict[str, int]
+
+    @property
+    def count(self) -> int:
+        """Trained parameters."""
+        return sum(self.components.values())
+
+    def __str__(self) -> str:
+        share = f"{100 * self.count / self.size:.3g}% of the model's {self.size:,}"
+        return f"{self.count:,} parameters train ({share}): {in_words(self.components)}"
+
+
+def tuner_of(recipe: TuneRecipe) -> Tuner:
+    """The recipe's method with its options; its size is yet open where `parameters` sets it.
+
+    Raises:
+        HoldfastError: a name or an option that nothing has, or a size beside the budget that sets it.
+    """
+    tuner = catalogue.tuner(recipe.method)
+    top = {key: getattr(recipe, key) for key in ("rank", "alpha") if recipe.changed(key)}
+    made = chosen(tuner, recipe.tuner, **top)
+    given = {**recipe.tuner, **top}
+    if recipe.parameters is not None and (key := next((key for key in tuner.sizes if key in given), None)):
+        raise HoldfastError(
+            f"parameters={recipe.parameters} sets {tuner.sizes[0]}, and {key}={given[key]} says how many too",
+            remedy="leave one of them out",
+        )
+    return made
+
+
+def check_held(tuner: Tuner, recipe: TuneRecipe, holding: Holding) -> None:
+    """Raise HoldfastError where the method has nothing that the run's anchors or its budget hold on to."""
+    spaces = {anchor.space for anchor in holding.anchors} | ({recipe.space} if recipe.curvature else set())
+    if not tuner.shifts and ("weights" in spaces or holding.forecast is not None):
+        raise HoldfastError(
+            f"--method {recipe.method} moves no weight that an anchor of weights prices",
+            remedy="hold on to the adapter's own parameters (--curvature diagonal --space adapter --source DATA), or "
+            "in function space (--source self --distill 1)"
+            if tuner.adapter
+            else "hold on in function space: --source self --distill 1 --set distill_top_k=256",
+        )
+    if not tuner.steady and (recipe.budget or "adapter" in spaces):
+        asked = f"budget={', '.join(recipe.budget)}" if recipe.budget else "--space adapter"
+        raise HoldfastError(
+            f"{asked} counts from where each trained number started, and --method {recipe.method} is to exchange them",
+            remedy="--set tuner.refresh=0",
+        )
+
+
+def sized(tuner: Tuner, base: nn.Module, targets: Targets, parameters: str | int | None) -> Tuner:
+    """The tuner as large as a recipe's `parameters` allow; as it is where there is no such budget.
+
+    Raises:
+        HoldfastError: a budget that the method can't keep, with the numbers.
+    """
+    if parameters is None:
+        return tuner
+    return solve(base, tuner, targets, Amount.parse(parameters).of(parameters_of(base)))
+
+
+def parameters_of(model: nn.Module) -> int:
+    """How many parameters a model has; what is tied counts once."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def put_on(tuner: Tuner, base: nn.Module, targets: Targets) -> tuple[nn.Module, Trains]:
+    """The model to train, and what trains of it.
+
+    Raises:
+        HoldfastError: see `Tuner.prepare`.
+    """
+    size = parameters_of(base)
+    model = tuner.prepare(base, targets)
+    return model, Trains(tuner.name, tuner.options.model_dump(mode="json"), size, by_component(model, tuner))
+
+
+def get_ready(tuner: Tuner, model: nn.Module, rows: Sequence[Row], size: int, seed: int) -> None:
+    """Let the method see the data that it asks for: batches of `size` rows, drawn by the seed."""
+    count = tuner.wants()
+    if count == 0:
+        return
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed)).tolist()
+    picked = [rows[i] for i in order[: count * size]]
+    tuner.ready(model, [collate(picked[start : start + size]) for start in range(0, len(picked), size)])

@@ -1,0 +1,121 @@
+"""Weight norm under adapters: what PEFT loses in silence, and what Holdfast does instead."""
+
+import copy
+import warnings
+from collections import OrderedDict
+from collections.abc import Callable
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from pretrained_kinds import KINDS, drawn, run, stirred
+from torch import Tensor, nn
+from torch.testing import assert_close
+
+import holdfast
+from holdfast.adapters.weight_norm import check_mergeable, fold_weight_norm
+from holdfast.errors import HoldfastError
+from holdfast.layers import is_weight_normed
+from holdfast.tuners.lora import Lora
+
+
+def old(module: nn.Module) -> nn.Module:
+    """torch's former way."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        return nn.utils.weight_norm(module)
+
+
+WAYS: dict[str, Callable[[nn.Module], nn.Module]] = {
+    "new": nn.utils.parametrizations.weight_norm,
+    "old": old,
+    "over-time": lambda m: nn.utils.parametrizations.weight_norm(m, dim=2),  # as wav2vec2 has it
+}
+every_way = pytest.mark.parametrize("way", WAYS)
+
+
+def stack(way: str) -> nn.Sequential:
+    """A small vocoder: weight-normed convolutions, one of them transposed, one grouped."""
+    torch.manual_seed(0)
+    normed = WAYS[way]
+    layers = {
+        "pre": normed(nn.Conv1d(4, 6, 3, padding=1)),
+        "act": nn.LeakyReLU(),
+        "upsample": normed(nn.ConvTranspose1d(6, 6, 4, stride=2)),
+        "grouped": normed(nn.Conv1d(6, 6, 3, groups=3)),
+        "post": nn.Conv1d(6, 2, 3),
+    }
+    return nn.Sequential(OrderedDict(layers))
+
+
+ALL = ["pre", "upsample", "grouped", "post"]
+
+
+def wave() -> Tensor:
+    """(batch, channels, time)."""
+    return drawn(2, 4, 12)
+
+
+@every_way
+def test_folding_keeps_the_function_bit_for_bit(way: str) -> None:
+    model = stack(way)
+    before = model(wave())
+    assert [is_weight_normed(m) for m in model] == [True, False, True, True, False]
+    assert fold_weight_norm(model, ALL) == ALL[:3]
+    assert not any(is_weight_normed(m) for m in model)
+    assert_close(model(wave()), before, rtol=0, atol=0)
+    assert set(model.state_dict()) == {f"{i}.{p}" for i in ALL for p in ("weight", "bias")}
+    assert all(p.requires_grad for p in model.parameters())
+    assert fold_weight_norm(model, ALL) == []
+
+
+@every_way
+def test_what_peft_loses_is_refused(way: str) -> None:
+    model = get_peft_model(stack(way), LoraConfig(target_modules=["pre", "post"]))
+    stirred(model)
+    adapted = model(wave()).detach()
+    lost = copy.deepcopy(model).merge_and_unload()(wave())
+    assert float((lost - adapted).detach().abs().max()) > 1e-2
+    with pytest.raises(HoldfastError, match=r"unadapted layers(.|\n)*fold_weight_norm"):
+        check_mergeable(model)
+    with pytest.raises(HoldfastError, match="'pre' is weight-normed"):
+        holdfast.shifts(model)
+
+
+@every_way
+def test_holdfasts_lora_merges_to_what_it_computed(way: str) -> None:
+    with pytest.warns(UserWarning, match="folded into the weights of pre"):
+        model = Lora().prepare(stack(way), ["pre", "post"], rank=2, alpha=4)
+    stirred(model)
+    check_mergeable(model)
+    assert set(holdfast.shifts(model)) == {"pre", "post"}
+    with torch.no_grad():
+        adapted = model(wave())
+        assert_close(model.merge_and_unload()(wave()), adapted, rtol=1e-5, atol=1e-5)
+
+
+@every_way
+def test_full_fine_tuning_over_weight_norm_is_refused(way: str) -> None:
+    model = stack(way)
+    reference = holdfast.snapshot(model)
+    with pytest.raises(HoldfastError, match="computed anew"):
+        holdfast.shifts(model, reference)
+
+
+def test_a_second_parametrisation_is_refused() -> None:
+    layer = nn.utils.parametrizations.weight_norm(nn.Conv1d(2, 2, 3))
+    nn.utils.parametrize.register_parametrization(layer, "weight", nn.Identity())
+    with pytest.raises(HoldfastError, match="parametrised in another way"):
+        fold_weight_norm(nn.Sequential(layer), ["0"])
+
+
+@pytest.mark.parametrize("name", ["wav2vec2", "hubert", "wavlm", "vits"])
+def test_models_with_weight_norm_fold(name: str) -> None:
+    kind = KINDS[name]
+    model = kind.build()
+    with torch.no_grad():
+        before = run(model, kind)
+        names = [n for n, m in model.named_modules() if is_weight_normed(m)]
+        assert names
+        assert fold_weight_norm(model, names) == names
+        assert_close(run(model, kind), before, rtol=1e-5, atol=1e-6)
