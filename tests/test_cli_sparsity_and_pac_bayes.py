@@ -90,6 +90,18 @@ def test_the_same_seed_gives_the_same_certificate(place, tmp_path):  # noqa: F81
     assert first["headline"]["risk"] > 1  # nats, not a share
 
 
+@pytest.mark.parametrize("method", [("sift", "--parameters", 100), ("prefix",), ("ia3",)])
+def test_any_method_can_be_certified(place, tmp_path, method):  # noqa: F811
+    figures = succeeded(*pac_bayes(place, tmp_path, "--json", "--method", *method)).json["figures"]
+    assert figures["headline"]["divergence"] >= 0
+    assert figures["divergence_at_all_documents"] > 0
+    assert ("all weights" in figures["spaces"]) == (method[0] == "sift")  # the others move no weight of a layer
+    if "--parameters" in method:
+        assert 90 <= figures["spaces"]["what is trained"]["dimensions"] <= 100
+        assert figures["headline"]["support"] == 0  # chosen on the first half
+        assert figures["choice_on_the_second_half"] > 100
+
+
 def test_a_finished_adapter_is_certified_over_all_weights(place, adapter, tmp_path):  # noqa: F811
     done = succeeded(*pac_bayes(place, tmp_path, "--json", "--adapter", adapter)).json["figures"]
     assert (done["headline"]["space"], done["headline"]["prior"]) == ("all weights", "pre-trained")

@@ -22,7 +22,10 @@ def pac_bayes(
         Path | None, option("An adapter trained without these documents, as the prior's centre.", "DIR", BOUND)
     ] = None,
     method: Annotated[str, option("How to tune, where no adapter is named.", "NAME", TUNE)] = "lora",
-    rank: Annotated[int, option("Of the adapter.", "R", TUNE, min=1)] = 2,
+    rank: Annotated[int | None, option("Of the adapter.", "R", TUNE, min=1, default="2, where it has one")] = None,
+    parameters: Annotated[
+        str | None, option("Trained parameters: a count, or a share of the model's (0.5%).", "N", TUNE)
+    ] = None,
     steps: Annotated[int, option("On the first half; half as many follow on all.", "N", TUNE, min=1)] = 60,
     learning_rate: Annotated[float, option("Peak.", "RATE", TUNE)] = 3e-3,
     loss: Annotated[str, option("error (of the next token), or nats (cut off and scaled).", "NAME", BOUND)] = "error",
@@ -53,7 +56,9 @@ def pac_bayes(
     def analyse(subject: "Asked") -> "Finding":
         from holdfast.analysis.pac_bayes.study import Options, study
 
-        options = Options(method, rank, steps, learning_rate, prior, loss, ceiling, delta, draws, tolerance, share)
+        options = Options(
+            method, rank, parameters, steps, learning_rate, prior, loss, ceiling, delta, draws, tolerance, share
+        )
         return study(subject, options, adapter, prior_adapter)
 
     run(out, asked, analyse, as_json)

@@ -26,6 +26,7 @@ class Certified:
     headline: tuple[str, str] = (TRAINED, HALF)
     along: float = 1.0  # of the way from the first half's weights to those of all documents, where Q is centred
     whole: float | None = None  # KL, nats, were it centred at the latter
+    choice: float | None = None  # nats that a sparse method's choice would cost, made on the second half
     before: float = 0.0  # the pre-trained model's loss on the same examples
     facts: dict[str, Any] = field(default_factory=dict)
 

@@ -12,8 +12,8 @@ class Options:
     """How to tune and what to certify.
 
     Args:
-        method: how the model is tuned, of rank `rank` where it has one, for `steps` on the first half and half as
-            many on all documents.
+        method: how the model is tuned, of `rank` (2 where it has one) or with as many `parameters`, for `steps` on the
+            first half and half as many on all documents.
         prior: a curvature for the prior's shape: "identity", or one that is measured on the first half.
         loss: "error" or "nats", the latter cut off at `ceiling`.
         delta: the certificate may be wrong with this probability.
@@ -23,7 +23,8 @@ class Options:
     """
 
     method: str = "lora"
-    rank: int = 2
+    rank: int | None = None
+    parameters: str | None = None
     steps: int = 60
     learning_rate: float = 3e-3
     prior: str = "identity"

@@ -32,6 +32,9 @@ from holdfast.progress import track
 from holdfast.recipe import TrainingSettings
 from holdfast.targets import canonical
 from holdfast.training import train
+from holdfast.tuners.options import chosen
+from holdfast.tuners.tuner import Tuner
+from holdfast.tuning_method import get_ready, sized
 
 ALONG = (
     0.0,
@@ -44,6 +47,8 @@ ALONG = (
     1.0,
 )  # of the way from the first half's weights to those of all documents
 WINDOWS = 4  # of each document to train on
+RANK = 2  # of the adapter, unless asked for another
+BATCH = 16  # rows of a training step
 QUARTER = 4  # the comparison over all weights takes a draw for every so many of the headline's
 
 
@@ -83,38 +88,44 @@ def _check_count(first: Half, second: Half, options: Options) -> None:
 def _tuned(run: Run) -> Certified:
     """Tune on the first half, set noise and shape there, tune on, and certify on the second half."""
     options = run.options
-    model = _prepared(run)
+    tuner, model = _prepared(run)
     trained = {canonical(name): p for name, p in model.named_parameters() if p.requires_grad}
     start = centre(trained)
-    _train(model, run.first.training, options, options.steps, run.seed)
+    _train(model, run.first.training, options, options.steps, run.seed, tuner)
     half = centre(trained)
     shape = _shape(model, run, trained)
     scale = run.scale(model, half, shape)
-    _train(model, run.first.training + run.second.training, options, max(options.steps // 2, 1), run.seed + 1)
+    _train(model, run.first.training + run.second.training, options, max(options.steps // 2, 1), run.seed + 1, tuner)
     whole = centre(trained)
     along = _best_along(model, run, trained, half, whole, shape, scale)
     posterior = between(half, whole, along)
     made = Certified(along=along, whole=scaled(1, scale, scale, distance(shape, whole, half)))
     made.found[TRAINED] = run.certify(model, posterior, {START: start, HALF: half}, shape, scale, options.draws)
     made.scales[TRAINED], made.dimensions[TRAINED] = scale, sum(t.numel() for t in start.values())
-    _in_weights(
-        run,
-        made,
-        _whole(model, trained, posterior),
-        {
-            START: centre(every(_whole(model, trained, start))),
-            HALF: centre(every(_whole(model, trained, half))),
-        },
-        _fewer(options.draws),
-    )
+    space = sparse_space(model)
+    made.choice = None if space is None else space.support
+    if tuner.shifts:
+        priors: dict[str, Centre] = {
+            name: centre(every(_whole(model, trained, at))) for name, at in ((START, start), (HALF, half))
+        }
+        _in_weights(run, made, _whole(model, trained, posterior), priors, _fewer(options.draws))
     return made
 
 
-def _prepared(run: Run) -> Any:
-    """The model with an adapter whose first values come from a seed: the prior's centre must depend on no data."""
+def _prepared(run: Run) -> tuple[Tuner, Any]:
+    """The method, and the model with an adapter whose start comes from the seed and the first half alone.
+
+    The prior's centre and what trains at all (the entries of a sparse method) must not depend on the second half.
+    """
+    options, kind = run.options, catalogue.tuner(run.options.method)
+    small = RANK if "rank" in kind.Options.model_fields and options.parameters is None else None
     with torch.random.fork_rng():
         torch.manual_seed(run.seed)
-        return catalogue.tuner(run.options.method)().prepare(run.model, "all-linear", run.options.rank, None)
+        asked = chosen(kind, {}, rank=small if options.rank is None else options.rank)
+        tuner = sized(asked, run.model, "all-linear", options.parameters)
+        model = tuner.prepare(run.model, "all-linear")
+        get_ready(tuner, model, run.first.training, BATCH, run.seed)
+    return tuner, model
 
 
 def _whole(model: Any, trained: dict[str, Any], values: Centre) -> Any:
@@ -192,9 +203,9 @@ def _shape(model: Any, run: Run, trained: dict[str, Any]) -> Shape:
     return Laplace({name: c for name, (c, _) in known.items()}, {name: view for name, (_, view) in known.items()})
 
 
-def _train(model: Any, rows: list[Any], options: Options, steps: int, seed: int) -> None:
-    settings = TrainingSettings(steps=steps, batch_size=16, learning_rate=options.learning_rate, warmup=0.05)
-    train(model, rows, settings, seed=seed)
+def _train(model: Any, rows: list[Any], options: Options, steps: int, seed: int, tuner: Tuner) -> None:
+    settings = TrainingSettings(steps=steps, batch_size=BATCH, learning_rate=options.learning_rate, warmup=0.05)
+    train(model, rows, settings, callbacks=tuner.callbacks(), seed=seed)
 
 
 def _commonest(half: Half) -> float:
