@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,8 +12,11 @@ from transformers import AutoModelForCausalLM
 
 from holdfast.analysis.figure import Line, Panel
 from holdfast.analysis.interactive import plots
+from holdfast.analysis.pac_bayes import documents
+from holdfast.analysis.pac_bayes.documents import read_documents
 from holdfast.sift import SiftConfig
 from holdfast.sift.selection import select
+from holdfast.tasks.standard_library import modules
 
 SMALL = ("--length", 24)
 
@@ -109,6 +113,18 @@ def test_a_finished_adapter_is_certified_over_all_weights(place, adapter, tmp_pa
     held = succeeded(*pac_bayes(place, tmp_path, "--json", "--adapter", adapter, "--prior-adapter", adapter)).json
     assert held["figures"]["headline"]["prior"] == "first half"
     assert held["figures"]["headline"]["divergence"] == 0.0
+
+
+def test_the_shipped_documents_are_none_that_the_model_was_pre_trained_on(monkeypatch):
+    monkeypatch.setattr(documents, "MODULES", 12)
+    first, second = read_documents(None), read_documents(None)
+    assert first == second
+    assert len(first) == 12
+    assert all('"""' not in text and documents.SHORTEST <= len(text) <= documents.LONGEST for text in first.items[:3])
+    known = {name for name, _ in modules()}
+    root = Path(torch.__file__).parent
+    assert root.name not in known
+    assert not any(name.startswith("torch.") for name in known)
 
 
 def test_pac_bayes_counts_documents_not_tokens(place, out):  # noqa: F811

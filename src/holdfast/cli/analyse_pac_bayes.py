@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from holdfast.cli.analyse_options import Adapter, AsJson, Dtype, Length, Model, Seed, Target, out_option, run
+from holdfast.cli.analyse_options import SUBJECT, Adapter, AsJson, Dtype, Length, Model, Seed, out_option, run
 from holdfast.cli.options import option
 
 if TYPE_CHECKING:
@@ -16,7 +16,9 @@ TUNE, BOUND = "How it is tuned", "What is certified"
 def pac_bayes(
     out: Annotated[Path, out_option("pac-bayes")] = Path("out/pac-bayes"),
     model: Model = None,
-    target: Target = None,
+    target: Annotated[
+        str | None, option("Documents like those to come.", "DATA", SUBJECT, default="modules of PyTorch")
+    ] = None,
     adapter: Adapter = None,
     prior_adapter: Annotated[
         Path | None, option("An adapter trained without these documents, as the prior's centre.", "DIR", BOUND)

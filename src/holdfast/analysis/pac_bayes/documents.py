@@ -1,7 +1,8 @@
 """Independent examples out of documents: one window of each, and a split of the documents in two."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,9 +10,12 @@ import torch
 from holdfast.data import Documents, read, split_off, tokenise
 from holdfast.errors import HoldfastError
 from holdfast.tasks import code
-from holdfast.tasks.standard_library import modules
+from holdfast.tasks.standard_library import fraction
 
-SHORTEST = 200  # characters of a module that counts as one
+INSTALLED = "modules of the installed PyTorch, without their prose"
+MODULES = 700  # of PyTorch's
+SHORTEST, LONGEST = 200, 200_000  # characters of a module that counts as one; longer ones are tables
+SKIPPED = {"testing", "test", "_vendor", "__pycache__", "_generated"}
 CHARACTERS = 12  # of text looked at for each token wanted
 
 
@@ -24,17 +28,27 @@ class Half:
 
 
 def read_documents(data: str | None) -> Documents:
-    """Distinct documents of DATA, or the modules of Python's standard library without their prose.
+    """Distinct documents of DATA, or modules of the installed PyTorch without their prose.
 
     Documents are taken for drawn independently from one distribution: the certificate is about fresh ones from it.
-    Equal ones count once.
+    Equal ones count once. Nothing before the bound may have seen them: the shipped model was pre-trained on the prose
+    of Python's standard library, docstrings of its modules included, so those modules would not do.
     """
-    if data is None:
-        texts = [stripped for _, text in modules() if len(stripped := code.strip(text)) >= SHORTEST]
-        found = Documents(tuple(texts), "Python code")
-    else:
-        found = read(data)
+    found = Documents(tuple(_installed_code()), INSTALLED) if data is None else read(data)
     return replace(found, items=tuple(dict.fromkeys(found.items)))
+
+
+def _installed_code() -> Iterator[str]:
+    """Modules of PyTorch, which is there wherever Holdfast is; a sample by their names' hashes."""
+    root, count = Path(torch.__file__).parent, 0
+    paths = [path for path in root.rglob("*.py") if not SKIPPED & set(path.relative_to(root).parts)]
+    for path in sorted(paths, key=lambda path: fraction(path.relative_to(root).as_posix(), "certificate")):
+        text = code.strip(path.read_text(encoding="utf-8", errors="replace"))
+        if SHORTEST <= len(text) <= LONGEST:
+            yield text
+            count += 1
+        if count == MODULES:
+            return
 
 
 def halves(

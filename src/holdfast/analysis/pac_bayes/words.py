@@ -55,7 +55,8 @@ def _headline(certified: "Certified", settings: dict[str, Any]) -> list[str]:
     verdict = "which is vacuous: no predictor is worse" if one.vacuous else "a certificate that says something"
     said = [
         f"{sure}, {verdict} (any predictor keeps to {_show(one.most, one)}). It was {_show(one.risk, one)} on the "
-        f"{one.n} documents of the bound, and the pre-trained model's is {_show(certified.before, one)} there."
+        f"{one.n} documents of the bound, and the pre-trained model's is {_show(certified.before, one)} there "
+        f"(half of: {certified.facts['documents']})."
     ]
     if one.most == 1:
         guess = 1 - certified.facts["common"]
@@ -99,8 +100,8 @@ def _terms(certified: "Certified") -> str:
     one, choice = certified.certificate, ""
     if certified.choice is not None:
         choice = (
-            "The entries were chosen on the first half, which costs nothing; chosen on the documents of the bound they "
-            f"would cost {certified.choice:.3g} nats. "
+            "The entries were chosen on the first half, which costs nothing; chosen on the documents of the bound "
+            f"they would cost {certified.choice:.3g} nats. "
         )
     return choice + (
         f"What is counted are documents, each with the mean loss of one window: the tokens of a document depend on "
