@@ -63,6 +63,12 @@ ALLOWED = {
     "analysis/static": {"analysis"},
     "analysis/page": {"analysis", "report"},
     "analysis/leaving": {"analysis", "errors", "files", "machine"},
+    "analysis/nulls": {"errors"},
+    "analysis/concentration": {"errors"},
+    "analysis/pac_bayes/bounds": {"errors"},
+    "analysis/pac_bayes/divergence": {"errors"},
+    "analysis/pac_bayes/shape": {"curvature", "errors"},
+    "analysis/pac_bayes/certificate": {"analysis", "errors"},
     "frontier": {
         "frontier",
         "anchors",

@@ -7,6 +7,7 @@ from holdfast.recipe import TrainingSettings
 from holdfast.shifts.read import shifts
 from holdfast.shifts.shift import Shift
 from holdfast.sides import Side
+from holdfast.tuners.options import chosen
 
 METHOD, RANK, TARGETS = "lora", 8, "all-linear"
 
@@ -18,7 +19,7 @@ def briefly_tuned(model: Any, target: Side, steps: int, seed: int) -> dict[str, 
     from holdfast.training import train
 
     set_seed(seed)
-    tuned: Any = catalogue.tuner(METHOD)().prepare(model, TARGETS, RANK, None)
+    tuned: Any = chosen(catalogue.tuner(METHOD), {}, rank=RANK).prepare(model, TARGETS)
     try:
         settings = TrainingSettings(steps=steps, batch_size=16, learning_rate=3e-3, warmup=0.05)
         train(tuned, target.rows, settings, seed=seed)

@@ -11,6 +11,7 @@ from holdfast.analysis.figure import Bars, Heat, Level, Line, Numbers, Panel
 
 COLUMNS = 2
 WIDTH, HEIGHT = 3.4, 2.5  # inches of one panel: two fit the width of a page
+LETTERS = 44  # of the names of bars that fit side by side under one panel
 STYLE: Any = {  # as matplotlib's rcParams
     "svg.hashsalt": "holdfast",
     "svg.fonttype": "none",
@@ -27,32 +28,51 @@ DASHES = {"solid": "-", "dash": "--", "dot": ":", "dashdot": "-."}
 
 
 def picture(panels: Sequence[Panel]) -> str:
-    """All panels side by side, two in a row; the same content gives the same text."""
+    """All panels side by side, two in a row and a wide one alone; the same content gives the same text."""
     import matplotlib as mpl
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
-    columns = min(COLUMNS, len(panels))
-    rows = math.ceil(len(panels) / columns)
+    places = _places(panels)
+    rows = max(row for row, _ in places.values()) + 1
+    columns = max(columns.stop for _, columns in places.values())
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH * columns, HEIGHT * rows), layout="constrained")
-        for index, panel in enumerate(panels):
-            _draw(panel, figure.add_subplot(rows, columns, index + 1))
+        grid = figure.add_gridspec(rows, columns)
+        for index, (row, across) in places.items():
+            _draw(panels[index], figure.add_subplot(grid[row, across]))
         written = io.StringIO()
         FigureCanvasSVG(figure).print_svg(written, metadata={"Date": None})
     return written.getvalue()
+
+
+def _places(panels: Sequence[Panel]) -> dict[int, tuple[int, slice]]:
+    """Index of a panel -> its row, and the columns that it takes."""
+    places: dict[int, tuple[int, slice]] = {}
+    row, column = 0, 0
+    for index, panel in enumerate(panels):
+        width = COLUMNS if panel.wide else 1
+        if column + width > COLUMNS:
+            row, column = row + 1, 0
+        places[index] = row, slice(column, column + width)
+        column += width
+    return places
 
 
 def _draw(panel: Panel, axes: Any) -> None:
     axes.set(title=_plain(panel.title), xlabel=_plain(panel.x), ylabel=_plain(panel.y))
     for mark in panel.marks:
         _add(mark, axes)
+    names = [name for mark in panel.marks if isinstance(mark, Bars) for name in mark.x if isinstance(name, str)]
+    if sum(map(len, dict.fromkeys(names))) > (COLUMNS if panel.wide else 1) * LETTERS:
+        axes.tick_params(axis="x", labelrotation=90)
     if panel.scale("x") == "log":  # a linear scale set anew would undo an axis of names
         axes.set_xscale("log")
     if panel.scale("y") == "log":
         axes.set_yscale("log")
     if len(axes.get_legend_handles_labels()[1]) > 1:
-        axes.legend()
+        crowded = any(isinstance(mark, Bars) and mark.opacity == 1 for mark in panel.marks)  # bars to the top
+        axes.legend(**({"loc": "upper left", "bbox_to_anchor": (1, 1)} if crowded else {}))
 
 
 @singledispatch
@@ -88,8 +108,6 @@ def _(mark: Bars, axes: Any) -> None:
         label=_plain(mark.name),
         width=_width(mark),
     )
-    if mark.x and isinstance(mark.x[0], str):
-        axes.tick_params(axis="x", labelrotation=90 if len(mark.x) > 4 else 0)
 
 
 def _width(mark: Bars) -> float:

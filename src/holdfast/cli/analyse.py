@@ -4,6 +4,8 @@ import typer
 
 from holdfast.cli.analyse_calibration import calibration
 from holdfast.cli.analyse_landscape import landscape
+from holdfast.cli.analyse_pac_bayes import pac_bayes
+from holdfast.cli.analyse_sparsity import sparsity
 
 app = typer.Typer(
     name="analyse",
@@ -14,7 +16,9 @@ app = typer.Typer(
 )
 
 app.command()(landscape)
+app.command()(sparsity)
 app.command()(calibration)
+app.command()(pac_bayes)
 
 
 @app.callback()
