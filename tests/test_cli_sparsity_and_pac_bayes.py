@@ -77,7 +77,7 @@ def test_pac_bayes_leaves_a_certificate(place, tmp_path, prior):  # noqa: F811
     assert headline["risk"] <= headline["sampled"] <= headline["value"] <= 1
     weights = figures["spaces"]["all weights"]["priors"]
     assert weights["random"]["divergence"] > weights["pre-trained"]["divergence"] > 0
-    assert all(one["vacuous"] == (one["value"] >= 1 - 1e-6) for one in weights.values())
+    assert all(one["vacuous"] == (one["value"] >= 0.9995) for one in weights.values())
     for name in ("documents", "n is 18", "vacuous", "random centre"):
         assert name in done.json["words"]
 

@@ -47,8 +47,8 @@ class Certificate:
 
     @property
     def vacuous(self) -> bool:
-        """Whether it says no more than that losses are at most C; within rounding of it is no news either."""
-        return self.value >= self.most * (1 - 1e-6)
+        """Whether it says no more than that losses are at most C: to three digits, as it is shown."""
+        return self.value >= self.most * (1 - 5e-4)
 
     @property
     def parts(self) -> dict[str, float]:
