@@ -106,6 +106,7 @@ def empty_plots(page):
     """The plots in which nothing is drawn."""
     return page.evaluate(
         """() => [...document.querySelectorAll(".js-plotly-plot")]
-          .filter((plot) => !plot.querySelector(".point, .js-line, .heatmaplayer image, .heatmaplayer path"))
+          .filter((plot) => !plot.querySelector(
+            ".point, .js-line, .heatmaplayer image, .heatmaplayer path, .contourlayer path"))
           .map((plot) => plot.id || "of the panel")"""
     )

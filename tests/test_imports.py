@@ -13,7 +13,7 @@ from holdfast import catalogue
 
 PACKAGE = Path(holdfast.__file__).parent
 MODULES = {path.relative_to(PACKAGE).with_suffix("").as_posix(): path for path in sorted(PACKAGE.rglob("*.py"))}
-HEAVY = ("torch", "transformers", "peft", "optuna", "sqlalchemy", "scipy", "plotly")
+HEAVY = ("torch", "transformers", "peft", "optuna", "sqlalchemy", "scipy", "plotly", "matplotlib")
 HOOKS = (
     "register_hook",
     "register_forward_hook",
@@ -58,6 +58,17 @@ ALLOWED = {
     "tuners": {"tuners", "adapters", "recipe", "sift", "targets", "errors"},
     "tasks": {"tasks", "errors"},
     "budgets": {"budgets", "batches", "evaluation", "likelihood", "layers", "pretrained", "progress", "errors"},
+    "analysis/figure": {"report"},
+    "analysis/interactive": {"analysis", "report"},
+    "analysis/static": {"analysis"},
+    "analysis/page": {"analysis", "report"},
+    "analysis/leaving": {"analysis", "errors", "files", "machine"},
+    "analysis/nulls": {"errors"},
+    "analysis/concentration": {"errors"},
+    "analysis/pac_bayes/bounds": {"errors"},
+    "analysis/pac_bayes/divergence": {"errors"},
+    "analysis/pac_bayes/shape": {"curvature", "errors"},
+    "analysis/pac_bayes/certificate": {"analysis", "errors"},
     "frontier": {
         "frontier",
         "anchors",

@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from holdfast import shifts as shifts
+    from holdfast.adapters import BottleneckConfig as BottleneckConfig
+    from holdfast.adapters import ConvAdapterConfig as ConvAdapterConfig
     from holdfast.anchor import Anchor as Anchor
     from holdfast.anchors.approximation import quality as quality
     from holdfast.errors import HoldfastError as HoldfastError
@@ -14,6 +16,8 @@ if TYPE_CHECKING:
     from holdfast.penalties.together import Together as Together
     from holdfast.sampling import sample_from as sample_from
     from holdfast.shifts.read import snapshot as snapshot
+    from holdfast.sift.callback import SiftCallback as SiftCallback
+    from holdfast.sift.config import SiftConfig as SiftConfig
     from holdfast.trainers import HoldfastCallback as HoldfastCallback
     from holdfast.trainers import attach as attach
 
@@ -22,10 +26,14 @@ __version__ = "0.1.0"
 # Public name -> module: nothing heavy is imported before it is used.
 _HOME = {
     "Anchor": "holdfast.anchor",
+    "BottleneckConfig": "holdfast.adapters",
+    "ConvAdapterConfig": "holdfast.adapters",
     "Distill": "holdfast.penalties.distill",
     "HoldfastCallback": "holdfast.trainers",
     "HoldfastError": "holdfast.errors",
     "Penalty": "holdfast.penalties.quadratic",
+    "SiftCallback": "holdfast.sift.callback",
+    "SiftConfig": "holdfast.sift.config",
     "Together": "holdfast.penalties.together",
     "attach": "holdfast.trainers",
     "fit": "holdfast.fitting.fit",

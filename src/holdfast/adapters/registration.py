@@ -9,7 +9,7 @@ from peft.utils import PeftType, register_peft_method
 
 
 def register(name: str, config: type[PeftConfig], model: type[BaseTuner], prefix: str) -> None:
-    """Make `get_peft_model`, `PeftModel.from_pretrained`, saving and the rest of PEFT know a method; once is enough.
+    """Make `get_peft_model`, `PeftModel.from_pretrained`, saving and the rest of PEFT know a method; twice is no harm.
 
     Args:
         name: as in adapter_config.json, upper case: "SIFT".

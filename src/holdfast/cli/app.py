@@ -2,6 +2,7 @@
 
 import typer
 
+from holdfast.cli.analyse import app as analyse
 from holdfast.cli.anchor import anchor
 from holdfast.cli.combine import combine
 from holdfast.cli.demo import demo
@@ -31,6 +32,7 @@ app.command()(evaluate)
 app.command()(frontier)
 app.command()(report)
 app.command()(methods)
+app.add_typer(analyse)
 
 
 def _version(shown: bool) -> None:

@@ -46,12 +46,12 @@ _CHOSEN = {
     "kronecker+distill-source": ("#D55E00", "x"),
     "replay": ("#8A8A8A", "cross"),
 }
-_COLORS = ("#0072B2", "#CC79A7", "#009E73", "#E69F00", "#56B4E9", "#D55E00", "#8A8A8A")
+COLORS = ("#0072B2", "#CC79A7", "#009E73", "#E69F00", "#56B4E9", "#D55E00", "#8A8A8A")
 # Neighbours differ in colour and shape, and with 7 colours and 10 shapes no pair comes twice.
 _SPARE = [
     pair
-    for i in range(len(_COLORS) * len(_PATHS))
-    if (pair := (_COLORS[i % len(_COLORS)], [*_PATHS][::-1][i % len(_PATHS)])) not in _CHOSEN.values()
+    for i in range(len(COLORS) * len(_PATHS))
+    if (pair := (COLORS[i % len(COLORS)], [*_PATHS][::-1][i % len(_PATHS)])) not in _CHOSEN.values()
 ]
 
 
