@@ -20,7 +20,7 @@ from holdfast.targets import ALL_LINEAR
 
 ENTRIES = {"banking77": (1_000, 10_000, 100_000, 1_000_000), "code": (300, 3_000, 30_000, 300_000)}
 RANKS = {"banking77": (2, 16), "code": (1, 8)}
-SPARSE, DENSE = (1e-3, 3e-3, 1e-2), (1e-4, 3e-4, 1e-3)
+SPARSE, DENSE = (1e-3, 3e-3, 1e-2, 3e-2), (1e-4, 3e-4, 1e-3)
 RATES = {
     task: {"gradient": sparse, "random": sparse, "lora": (1e-3, 3e-3), "full": full, "head": (1e-2,)}
     for task, sparse, full in (("banking77", SPARSE, DENSE), ("code", SPARSE, (5e-4, 1e-3, 3e-3)))

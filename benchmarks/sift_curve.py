@@ -8,9 +8,9 @@ the shipped model learns the demo's Python code. SIFT with masks by the gradient
 mean gradient of eight, competing over all tensors (code only); and random masks; beside LoRA, full fine-tuning of the
 same layers and, for the classifier, its head alone. Every run is a plain loop: AdamW, linear decay, clipping at 1.
 
-The head's learning rate is fixed; that of each method and budget is the best of `rates` on validation data, seed 0 and
-half of the steps. It is then trained with every seed, and `score` is on test data: accuracy, or the gain in nats per
-token. Each finished run is a line beside the result (`.jsonl`); the same command goes on from there.
+The head's learning rate is fixed; that of each method and budget is the best of `rates` on validation data with seed 0.
+It is then trained with every seed, and `score` is on test data: accuracy, or the gain in nats per token. Each finished
+run is a line beside the result (`.jsonl`); the same command goes on from there.
 """
 
 import argparse
@@ -53,7 +53,7 @@ def main() -> None:
     grid = list(budgets(task, options.entries))
     rates = curve_tasks.RATES[task]
     tried = [
-        {"method": m, "entries": n, "rate": rate, "seed": 0, "steps": options.steps // 2, "split": "validation"}
+        {"method": m, "entries": n, "rate": rate, "seed": 0, "steps": options.steps, "split": "validation"}
         for m, n in grid
         for rate in rates[m.split(",")[0]]
     ]
@@ -85,7 +85,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, metavar="PATH", help="write the result there instead of printing it")
     parser.add_argument("--banking77", type=Path, metavar="DIR", help="its train.csv and test.csv; default: code")
-    parser.add_argument("--steps", type=int, default=120)
+    parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--entries", type=int, nargs="+", help="budgets; default: the task's")
     parser.add_argument("--processes", type=int, default=os.cpu_count(), help="runs at a time")
