@@ -8,7 +8,7 @@ the shipped model learns the demo's Python code. SIFT with masks by the gradient
 mean gradient of eight, competing over all tensors (code only); and random masks; beside LoRA, full fine-tuning of the
 same layers and, for the classifier, its head alone. Every run is a plain loop: AdamW, linear decay, clipping at 1.
 
-The head's learning rate is fixed; that of each method and budget is the best of `rates` on validation data with seed 0.
+The head's learning rate is fixed; that of each method and budget is the best of `rates` on validation data, seed 0.
 It is then trained with every seed, and `score` is on test data: accuracy, or the gain in nats per token. Each finished
 run is a line beside the result (`.jsonl`); the same command goes on from there.
 """
