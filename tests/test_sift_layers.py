@@ -248,3 +248,10 @@ def test_an_adapter_for_each_row_is_refused():
     model = sifted(llama(), targets=["q_proj"])
     with pytest.raises(HoldfastError, match="one pass for each adapter"):
         model(input_ids=IDS, adapter_names=["default", "__base__"])
+
+
+def test_copies_of_data_parallel_are_refused():
+    model = sifted(perceptron(), targets=("0",))
+    copied = model.base_model.model[0]._replicate_for_data_parallel()
+    with pytest.raises(HoldfastError, match="torchrun"):
+        copied(torch.zeros(1, 5))

@@ -32,7 +32,8 @@ class Chooser(Protocol):
 class Entries(nn.Module):
     """k entries of one tensor w, trained as a vector: w[indices] = cast(absolute()).
 
-    Bytes per entry under Adam: index 4, value 4, gradient 4, states 8, origin 2 to 4: at most 24.
+    Bytes per entry under Adam: index 4, value 4, gradient 4, states 8, origin 2 to 4: at most 24 (28
+    where indices take 64 bits).
 
     Attributes:
         values: (k,), float32 (float64 in a float64 tensor); the absolute weights, or increments where `relative`.
