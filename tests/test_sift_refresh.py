@@ -193,8 +193,8 @@ def test_a_resumed_run_of_a_global_choice_keeps_its_sizes(tmp_path):
 
 def test_choosing_leaves_the_trainers_own_batches_alone(tmp_path):
     orders = []
-    for score in ("random", "gradient"):
-        model, seen = sifted(base_model(), score=score, refresh=1), []
+    for options in ({"score": "random"}, {"score": "gradient", "refresh": 1}):
+        model, seen = sifted(base_model(), **options), []
         model.get_base_model().register_forward_pre_hook(
             lambda module, args, kwargs, seen=seen: seen.append(kwargs["input_ids"]) if "labels" in kwargs else None,
             with_kwargs=True,
