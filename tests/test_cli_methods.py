@@ -191,6 +191,28 @@ def test_entries_that_are_exchanged_along_the_way(place, tmp_path):  # noqa: F81
     assert files_in(again / "adapter")[FILES["adapter"]] == files_in(out / "adapter")[FILES["adapter"]]
 
 
+TENTH = ("--set", "tuner.density=0.1")
+
+
+@pytest.mark.parametrize(
+    ("targets", "options"),
+    [
+        (
+            "input_layernorm,norm,embed_tokens,q_proj",
+            ("--set", "tuner.biases=true", "--set", "tuner.scope=row", *TENTH),
+        ),
+        (r".*norm", ("--set", "tuner.decay_to=start", "--set", "tuner.score=taylor", *TENTH)),
+        ("all-linear", ("--set", "tuner.score=magnitude", "--set", "tuner.scope=global", *TENTH)),
+        ("down_proj", ("--set", "tuner.score=fisher", "--set", "tuner.batches=3", "--parameters", 100)),
+    ],
+)
+def test_entries_of_every_kind_of_layer_and_choice(place, tmp_path, targets, options):  # noqa: F811
+    more = ("--method", "sift", "--targets", targets, *options)
+    (row,) = succeeded(*tune(place, tmp_path / "out", *more, "--learning-rate", 0.03, "--json")).json["rows"]
+    assert row["target_after"] < row["target_before"]
+    assert sum(row["trainable_by_component"].values()) == row["trainable_parameters"]
+
+
 @pytest.mark.parametrize("method", ["sift", "ia3"])
 def test_other_shifts_are_held_by_an_anchor_of_weights(place, tmp_path, method):  # noqa: F811
     held = ("--method", method, "--curvature", "kronecker", "--source", place.source, "--json")

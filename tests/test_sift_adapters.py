@@ -6,12 +6,16 @@ from pathlib import Path
 import pytest
 import torch
 from architectures import llama
+from laws import price
+from networks import NETWORKS
 from peft import LoraConfig, PeftModel, get_peft_model, inject_adapter_in_model
+from penalising import anchor_of
 from sifted import batches, bits, loss, perceptron, sifted, train, trainable
 from torch import Tensor, nn
 
 from holdfast.errors import HoldfastError
 from holdfast.penalties.distill import Distill
+from holdfast.penalties.quadratic import Penalty
 from holdfast.pretrained import adapters_off
 from holdfast.shifts.read import shifts
 from holdfast.sift.config import SiftConfig
@@ -175,9 +179,9 @@ def test_entries_that_move_leave_the_base_behind(towards):
             one.entries.move(torch.tensor(wrong))
 
 
-def both(base: nn.Module) -> PeftModel:
-    """LoRA on the queries, SIFT on the last projection."""
-    inject_adapter_in_model(LoraConfig(target_modules=["q_proj"], r=2, init_lora_weights=False), base, "low")
+def both(base: nn.Module, start: bool = False) -> PeftModel:
+    """LoRA on the queries, moved unless at its `start`, and SIFT on the last projection."""
+    inject_adapter_in_model(LoraConfig(target_modules=["q_proj"], r=2, init_lora_weights=start), base, "low")
     return get_peft_model(base, SiftConfig(target_modules=["down_proj"], density=0.2), "few")
 
 
@@ -221,3 +225,21 @@ def test_a_new_head_trains_densely_and_is_saved(tmp_path):
     again = PeftModel.from_pretrained(copy.deepcopy(base), tmp_path)
     torch.testing.assert_close(again(X), model(X), **EXACT)
     torch.testing.assert_close(bits(again), bits(model), **EXACT)
+
+
+def test_both_are_held_by_one_anchor():
+    network = NETWORKS["llama"]
+    anchor, forgot = anchor_of("llama", "kronecker"), []
+    for strength in (0.0, 50.0):
+        model, batch = both(network.build(), start=True), network.batches(2)[0]
+        penalty = Penalty(model, anchor, strength)
+        optimizer = torch.optim.Adam(trainable(model), lr=0.03)
+        for _ in range(5):
+            optimizer.zero_grad()
+            model(**batch).loss.backward()
+            penalty.add_gradient()
+            optimizer.step()
+        wanted = sum(price(anchor.curvatures[name], one.matrix()) for name, one in shifts(model).items()) / 2
+        torch.testing.assert_close(torch.tensor(penalty.predicted_forgetting), wanted.detach().float())
+        forgot.append(penalty.predicted_forgetting)
+    assert 0 < forgot[1] < 0.5 * forgot[0]

@@ -119,6 +119,18 @@ def test_copies_train_apart(again):
         torch.testing.assert_close(one.tensor.detach().flatten()[one.entries.indices], one.entries.values.detach())
 
 
+@pytest.mark.parametrize("again", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_copies_choose_apart(again):
+    model = sifted(perceptron(), score="gradient")
+    under_way = loss(model, batches(1)[0])
+    other = again(model)
+    train(other, batches(2), torch.optim.AdamW(trainable(other), lr=1e-2))
+    assert all(one.entries.chosen for one in entries_of(other).values())
+    under_way.backward()
+    for name, one in entries_of(model).items():
+        torch.testing.assert_close(one.entries.indices, entries_of(other)[name].entries.indices)
+
+
 def test_a_whole_state_dict_brings_base_and_adapter():
     base, model = trained()
     other = sifted(nn.Sequential(*(copy.deepcopy(layer) for layer in base)), biases=True, score="gradient")

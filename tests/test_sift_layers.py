@@ -13,7 +13,9 @@ from torch.nn.utils.parametrizations import weight_norm
 from transformers import BertForTokenClassification
 
 from holdfast.errors import HoldfastError
+from holdfast.sift.config import SiftConfig
 from holdfast.sift.finding import entries_of
+from holdfast.sift.selection import select
 
 IDS = torch.arange(10).view(2, 5)
 
@@ -161,10 +163,14 @@ def test_a_layer_used_twice_chooses_by_the_sum_of_its_gradients():
     ({"count": 13}, {"0.weight": 4, "2.weight": 6, "4.weight": 3}),
     ({"count": 1}, {"0.weight": 0, "2.weight": 1, "4.weight": 0}),
     ({"density": 0.2, "scope": "row"}, {"0.weight": 7, "2.weight": 9, "4.weight": 6}),
+    ({"density": 0.1, "scope": "global", "score": "magnitude"}, {"0.weight": 3, "2.weight": 6, "4.weight": 3}),
 ])  # fmt: skip
 def test_as_many_entries_as_asked_for(options, counts):
-    found = entries_of(sifted(perceptron(), **options))
+    model = sifted(perceptron(), **options)
+    found = entries_of(model)
     assert {name: len(one.entries.indices) for name, one in found.items()} == counts
+    if options.get("scope") == "global":  # these are to be exchanged among the tensors, none is lost
+        assert select(model).count == sum(counts.values())
     if options.get("scope") == "row":
         assert (masks(sifted(perceptron(), **options))["0.weight"].sum(dim=1) == 1).all()
 
@@ -211,3 +217,41 @@ def test_what_has_no_plain_weight_is_refused(why):
         sifted(nn.ModuleDict({"one": layer}), targets=r"one$")
     assert why in str(error.value)
     assert remedy in str(error.value)
+
+
+@pytest.mark.parametrize(("options", "says"), [
+    ({"density": 0.0}, "a share above 0"),
+    ({"density": float("nan")}, "a share above 0"),
+    ({"count": 0}, "count=0"),
+    ({"count": 2.5}, "a whole number, at least 1"),
+    ({"batches": 0}, "batches=0"),
+    ({"refresh": -1}, "refresh=-1"),
+    ({"scope": "column"}, "one of tensor, row, global"),
+    ({"decay_to": "one"}, "one of zero, start"),
+    ({"scope": "global", "floor": 0.5, "ceiling": 0.1}, "0 <= floor <= ceiling <= 1"),
+    ({"floor": 0.1}, "scope 'global'"),
+    ({"scope": "row", "ceiling": 0.5}, "scope 'global'"),
+    ({"score": "gradeint"}, "did you mean gradient"),
+    ({"score": "random", "refresh": 3}, "the same entries again"),
+])  # fmt: skip
+def test_settings_that_say_nothing_or_too_much_are_refused(options, says):
+    with pytest.raises(HoldfastError, match=says):
+        SiftConfig(**options)
+
+
+def test_layers_are_chosen_by_number_as_in_peft():
+    model = sifted(llama(), targets=["q_proj"], layers_to_transform=[1], exclude_modules=["o_proj"])
+    assert list(entries_of(model)) == ["model.layers.1.self_attn.q_proj.weight"]
+
+
+def test_an_adapter_for_each_row_is_refused():
+    model = sifted(llama(), targets=["q_proj"])
+    with pytest.raises(HoldfastError, match="one pass for each adapter"):
+        model(input_ids=IDS, adapter_names=["default", "__base__"])
+
+
+def test_copies_of_data_parallel_are_refused():
+    model = sifted(perceptron(), targets=("0",))
+    copied = model.base_model.model[0]._replicate_for_data_parallel()
+    with pytest.raises(HoldfastError, match="torchrun"):
+        copied(torch.zeros(1, 5))

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.checkpoint import checkpoint
 
 from holdfast.errors import HoldfastError
 from holdfast.sift.finding import entries_of
@@ -60,6 +61,50 @@ def test_dense_gradients_are_never_there_together():
     chosen = sifted(deep(), targets=EVEN, score="gradient")
     assert most_alive(chosen) <= 3  # with the scores of that one tensor and the masks that find the highest
     assert most_alive(chosen) == 1
+
+
+class Saving(nn.Module):
+    """Pairs of layers whose activations are computed again."""
+
+    def __init__(self, reentrant: bool) -> None:
+        super().__init__()
+        self.layers, self.reentrant = deep(), reentrant
+
+    def forward(self, x: Tensor) -> Tensor:
+        for i in range(0, len(self.layers), 4):
+            x = checkpoint(self.layers[i : i + 4], x, use_reentrant=self.reentrant)
+        return x
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_nor_while_entries_are_chosen_under_checkpointing(reentrant):
+    model = sifted(Saving(reentrant), targets=rf"layers\.{EVEN}", score="gradient")
+    value = model(torch.randn(7, WIDTH, requires_grad=True)).square().mean()
+    with Alive(WIDTH * WIDTH) as watching:
+        value.backward()
+    assert all(one.entries.chosen for one in entries_of(model).values())
+    assert watching.most <= 3
+
+
+def test_nor_after_passes_that_nobody_went_back_through():
+    model = sifted(deep(), targets=EVEN, score="gradient")
+    model(torch.randn(7, WIDTH))
+    assert all(layer.weight.requires_grad for layer in model.base_model.model[::2])  # read past the layer
+    assert most_alive(model) <= 3
+
+
+def test_a_loss_that_is_kept_does_not_keep_the_choice_waiting():
+    base, x = deep(), torch.randn(7, WIDTH)
+    model = sifted(copy.deepcopy(base), targets=EVEN, score="gradient")
+    kept = model(x + 1.0)  # its backward pass might come yet
+    model(x).square().mean().backward()
+    base(x).square().mean().backward()
+    for name, one in entries_of(model).items():
+        gradient = base.get_parameter(name).grad.flatten()
+        wanted = gradient.abs().topk(len(one.entries.indices)).indices.sort().values
+        torch.testing.assert_close(one.entries.indices.long(), wanted)
+        torch.testing.assert_close(one.entries.values.grad, gradient[wanted])
+    assert kept.grad_fn is not None
 
 
 def test_a_forward_pass_copies_no_weight():

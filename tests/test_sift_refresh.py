@@ -12,8 +12,9 @@ from trainer_worker import base_model, make_trainer, rows
 
 from holdfast.errors import HoldfastError
 from holdfast.sift.callback import SiftCallback
+from holdfast.sift.entries import carried
 from holdfast.sift.finding import entries_of
-from holdfast.sift.refresh import carried, refresh
+from holdfast.sift.refresh import refresh
 from holdfast.sift.selection import select
 from holdfast.targets import base_layers
 
@@ -38,7 +39,17 @@ def test_states_are_carried_by_entry(seed):
     state = torch.randn(7, generator=generator)
     known = dict(zip(before.tolist(), state.tolist(), strict=True))
     wanted = [known.get(index, 0.0) for index in after.tolist()]
-    assert carried(state, before, after).tolist() == wanted
+    assert carried(state, before, after, torch.zeros(7)).tolist() == wanted
+
+
+def test_gradients_of_before_a_choice_go_with_their_entries():
+    model = sifted(target_modules=["q_proj"], density=0.3)
+    model(**token_batches(1)[0]).loss.backward()
+    for name, one in entries_of(model).items():
+        before = dict(zip(one.entries.indices.tolist(), one.entries.values.grad.tolist(), strict=True))
+        one.entries.move((one.entries.indices + 1) % one.tensor.numel())
+        after = zip(one.entries.indices.tolist(), one.entries.values.grad.tolist(), strict=True)
+        assert all(gradient == before.get(index, 0.0) for index, gradient in after), name
 
 
 @pytest.mark.parametrize("kind", OPTIMIZERS)
@@ -182,8 +193,8 @@ def test_a_resumed_run_of_a_global_choice_keeps_its_sizes(tmp_path):
 
 def test_choosing_leaves_the_trainers_own_batches_alone(tmp_path):
     orders = []
-    for score in ("random", "gradient"):
-        model, seen = sifted(base_model(), score=score, refresh=1), []
+    for options in ({"score": "random"}, {"score": "gradient", "refresh": 1}):
+        model, seen = sifted(base_model(), **options), []
         model.get_base_model().register_forward_pre_hook(
             lambda module, args, kwargs, seen=seen: seen.append(kwargs["input_ids"]) if "labels" in kwargs else None,
             with_kwargs=True,

@@ -48,7 +48,8 @@ def plain_scores(score, base, batches, name):
 def test_the_choice_is_that_of_plain_dense_gradients(scope, score):
     base, batches = llama(), token_batches()
     asked = (lambda g, w: g * w**3) if score == "product" else score
-    model = sifted(copy.deepcopy(base), scope=scope, score=asked, batches=3, floor=0.02, ceiling=0.3)
+    bounds = {"floor": 0.02, "ceiling": 0.3} if scope == "global" else {}
+    model = sifted(copy.deepcopy(base), scope=scope, score=asked, batches=3, **bounds)
     found = entries_of(model)
     counts = {name: len(one.entries.values) for name, one in found.items()}
     selection = select(model, [*batches, "never read"])

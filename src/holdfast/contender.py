@@ -25,7 +25,7 @@ from holdfast.sampling import sample_from
 from holdfast.training import Trained, train
 from holdfast.tuners.options import chosen
 from holdfast.tuners.tuner import Tuner
-from holdfast.tuning_method import get_ready, put_on, sized
+from holdfast.tuning_method import put_on, sized
 
 # What forecasts: other structures don't see what layers do together, least of all under a penalty of their own.
 FORECASTER = Hold(curvature="samples-joint", keep=64)
@@ -172,8 +172,8 @@ class Contender:
         method, targets = self._trained(hold)
         base = self.model()
         tuner = sized(self.tuner(hold), base, targets, hold.parameters)
-        model, trains = put_on(tuner, base, targets)
-        get_ready(tuner, model, self.work.target_train, self.settings.training.batch_size, self.seed)
+        rows, size = self.work.target_train, self.settings.training.batch_size
+        model, trains = put_on(tuner, base, targets, rows, size, self.seed)
         penalties, preparation = self.penalties(model, hold)
         steered, teller = self._steered(penalties, hold), self._teller(model, hold) if tuner.shifts else None
         trained, along = self._run(model, hold, penalties, tuner, on_step)

@@ -99,22 +99,22 @@ def parameters_of(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def put_on(tuner: Tuner, base: nn.Module, targets: Targets) -> tuple[nn.Module, Trains]:
-    """The model to train, and what trains of it.
+def put_on(
+    tuner: Tuner, base: nn.Module, targets: Targets, rows: Sequence[Row], size: int, seed: int
+) -> tuple[nn.Module, Trains]:
+    """The model to train, ready for its first step (see `get_ready`), and what trains of it.
 
     Raises:
         HoldfastError: see `Tuner.prepare`.
     """
-    size = parameters_of(base)
+    parameters = parameters_of(base)
     model = tuner.prepare(base, targets)
-    return model, Trains(tuner.name, tuner.options.model_dump(mode="json"), size, by_component(model, tuner))
+    get_ready(tuner, model, rows, size, seed)
+    return model, Trains(tuner.name, tuner.options.model_dump(mode="json"), parameters, by_component(model, tuner))
 
 
 def get_ready(tuner: Tuner, model: nn.Module, rows: Sequence[Row], size: int, seed: int) -> None:
-    """Let the method see the data that it asks for: batches of `size` rows, drawn by the seed."""
-    count = tuner.wants()
-    if count == 0:
-        return
+    """Let the method see the data that it asks for: batches of `size` rows, drawn by the seed; perhaps none."""
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed)).tolist()
-    picked = [rows[i] for i in order[: count * size]]
+    picked = [rows[i] for i in order[: tuner.wants() * size]]
     tuner.ready(model, [collate(picked[start : start + size]) for start in range(0, len(picked), size)])

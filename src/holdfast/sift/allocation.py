@@ -56,7 +56,8 @@ def top(scores: Tensor, count: int) -> Tensor:
         return torch.empty(0, dtype=torch.int64, device=scores.device)
     least = scores.topk(count, sorted=False).values.min()
     above = scores > least
-    equal = (scores == least).nonzero().view(-1)[: count - int(above.sum())]
+    room = count - int(above.count_nonzero())  # `sum` would make a copy of eight bytes for each entry
+    equal = (scores == least).nonzero().view(-1)[:room]
     return torch.cat([above.nonzero().view(-1), equal]).sort().values
 
 

@@ -34,7 +34,7 @@ def prepare(config: SiftConfig, targets: list[Target]) -> None:
             with entries.place.apart() as base:
                 indices = pick(None, base)
             entries.move(indices)
-        elif config.batches == 1 and not _several_processes():
+        elif config.batches == 1:
             entries.chooser = FirstBackward(entries, pick)
 
 
@@ -46,8 +46,3 @@ def _pick(
     mean = None if gradient is None else gradient.to(torch.promote_types(gradient.dtype, torch.float32))
     mean = mean.square() if mean is not None and score.squared else mean
     return highest(config.scope, module, parameter, scores(score, mean, base, name, config.seed), count)
-
-
-def _several_processes() -> bool:
-    distributed = torch.distributed
-    return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from holdfast.adapters.registration import peft_type
 from holdfast.errors import HoldfastError
+from holdfast.sift.scores import score_of
 
 Scope = Literal["tensor", "row", "global"]
 Towards = Literal["zero", "start"]
@@ -33,14 +34,16 @@ class SiftConfig(PeftConfig):
         scope: where entries compete: within each "tensor" (the paper), within each "row" (output) of it, or "global".
         floor, ceiling: least and most share of one tensor that scope "global" may give it.
         score: what entries compete by, a name in `holdfast.sift.scores` or a function f(gradient, weight) -> Tensor.
-        batches: so many batches are scored together before anything trains; 1 is the paper's.
-        refresh: choose again every so many optimizer steps; 0 keeps the first choice (the paper).
+        batches: so many batches are scored together before anything trains; 1 is the paper's. Scores that need no
+            gradient read none.
+        refresh: choose again every so many optimizer steps (by `SiftCallback` or `refresh`); 0 keeps the first choice
+            (the paper).
         biases: the target layers' biases compete too.
         decay_to: what weight decay pulls the entries to: "zero", as dense training does, or "start", the base weight.
         seed: of the random score.
 
     Raises:
-        HoldfastError: a value outside its range.
+        HoldfastError: a value outside its range, a score that nobody knows, or options that contradict each other.
     """
 
     target_modules: list[str] | str | None = None
@@ -69,8 +72,8 @@ class SiftConfig(PeftConfig):
             self.exclude_modules = set(self.exclude_modules)  # type: ignore[assignment]
         if not 0.0 < self.density <= 1.0:
             raise HoldfastError(f"density={self.density}", wanted="a share above 0 and at most 1")
-        if self.count is not None and self.count < 1:
-            raise HoldfastError(f"count={self.count}", wanted="at least one entry")
+        if self.count is not None:
+            _whole("count", self.count, 1)
         if not 0.0 <= self.floor <= self.ceiling <= 1.0:
             raise HoldfastError(
                 f"floor={self.floor} and ceiling={self.ceiling}", wanted="shares with 0 <= floor <= ceiling <= 1"
@@ -78,8 +81,18 @@ class SiftConfig(PeftConfig):
         _one_of("scope", self.scope, get_args(Scope))
         _one_of("decay_to", self.decay_to, get_args(Towards))
         for name, value, least in (("batches", self.batches, 1), ("refresh", self.refresh, 0)):
-            if value < least:
-                raise HoldfastError(f"{name}={value}", wanted=f"a whole number, at least {least}")
+            _whole(name, value, least)
+        if self.scope != "global" and (self.floor, self.ceiling) != (0.0, 1.0):
+            raise HoldfastError(
+                f"floor={self.floor} and ceiling={self.ceiling} with scope {self.scope!r}",
+                wanted="scope 'global', where tensors compete",
+            )
+        named = isinstance(self.score, str) and not self.score.startswith(OWN)
+        if named and score_of(self.score).fixed and self.refresh:
+            raise HoldfastError(
+                f"refresh={self.refresh} with the score {self.score!r}, which would choose the same entries again",
+                remedy="refresh=0, or another score",
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """As PEFT's; a score that is a function is named only, since a file can't hold it."""
@@ -87,6 +100,11 @@ class SiftConfig(PeftConfig):
         if callable(self.score):
             plain["score"] = OWN + getattr(self.score, "__name__", type(self.score).__name__)
         return plain
+
+
+def _whole(name: str, value: Any, least: int) -> None:
+    if not isinstance(value, int) or value < least:
+        raise HoldfastError(f"{name}={value}", wanted=f"a whole number, at least {least}")
 
 
 def _one_of(name: str, value: str, known: tuple[str, ...]) -> None:

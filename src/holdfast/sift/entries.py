@@ -15,20 +15,25 @@ LARGE = 2**31  # entries from which flat indices need 64 bits
 LIVE: "weakref.WeakSet[Entries]" = weakref.WeakSet()  # for those who act after an optimizer's step
 
 
+class Use:
+    """One use of a tensor in a forward pass, alive as long as that pass's graph."""
+
+
 class Chooser(Protocol):
     """Chooses entries in a backward pass."""
 
-    def used(self) -> None:
-        """The tensor takes part in a forward pass with gradients."""
+    def used(self) -> Use:
+        """The tensor takes part in a forward pass with gradients: something for that pass's graph to hold."""
 
-    def __call__(self, gradient: Tensor) -> Tensor:
+    def __call__(self, gradient: Tensor, use: Use) -> Tensor:
         """One use's dense gradient -> the gradient of `values`, (k,)."""
 
 
 class Entries(nn.Module):
     """k entries of one tensor w, trained as a vector: w[indices] = cast(absolute()).
 
-    Bytes per entry under Adam: index 4, value 4, gradient 4, states 8, origin 2 to 4: at most 24.
+    Bytes per entry under Adam: index 4, value 4, gradient 4, states 8, origin 2 to 4: at most 24 (28
+    where indices take 64 bits).
 
     Attributes:
         values: (k,), float32 (float64 in a float64 tensor); the absolute weights, or increments where `relative`.
@@ -77,7 +82,7 @@ class Entries(nn.Module):
         return take(gradient, self.indices).to(self.values.dtype)
 
     def move(self, indices: Tensor) -> None:
-        """Choose other entries; those that stay keep their values, new ones start at the base.
+        """Choose other entries; those that stay keep value and gradient, new ones start at the base and at zero.
 
         The tensor is put right at once. Another k than before is for the time before training only: optimizers and
         DistributedDataParallel know the old one.
@@ -95,10 +100,11 @@ class Entries(nn.Module):
             origin = take(base, indices)
             values = torch.zeros_like(origin, dtype=self.values.dtype)
             values = values if self.relative else values + origin
-            if self.chosen and len(self.indices):
-                at = torch.searchsorted(self.indices.long(), indices).clamp_max(len(self.indices) - 1)
-                stays = self.indices[at] == indices
-                values = torch.where(stays, self.values.detach()[at], values)
+            if self.chosen:
+                values = carried(self.values.detach(), self.indices, indices, values)
+                gradient = self.values.grad
+                if gradient is not None and len(gradient) == len(indices):
+                    gradient.copy_(carried(gradient, self.indices, indices, torch.zeros_like(gradient)))
             first = not self.chosen
             self._set(indices.to(index_type(tensor)), values, origin, chosen=True)
             if first:
@@ -211,6 +217,21 @@ class Entries(nn.Module):
         super().__setstate__(state)
         self._noted = None  # of another object
         LIVE.add(self)
+
+
+def carried(state: Tensor, before: Tensor, after: Tensor, new: Tensor) -> Tensor:
+    """What belongs to the entries `before`, at the places that they have in `after`.
+
+    Args:
+        state: (k,), of any dtype.
+        before, after: (k,) and (k',), ascending indices.
+        new: (k',), for entries that were not there before.
+    """
+    if not len(before):
+        return new
+    before, after = before.long(), after.long()
+    at = torch.searchsorted(before, after).clamp_max(len(before) - 1)
+    return torch.where(before[at] == after, state[at], new)
 
 
 def index_type(tensor: Tensor) -> torch.dtype:

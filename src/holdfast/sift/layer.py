@@ -11,6 +11,7 @@ from holdfast.errors import HoldfastError
 from holdfast.sift.entries import Entries, digest
 from holdfast.sift.linking import expect_choice, linked
 from holdfast.sift.place import Place, check_plain
+from holdfast.sift.refusals import check_own
 
 PARAMETERS = ("weight", "bias")
 
@@ -50,6 +51,7 @@ class SiftLayer(nn.Module, BaseTunerLayer):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What the layer does, differentiable in the entries that train."""
+        check_own(self)
         tensors = self._linked()
         if not tensors:
             return self.base_layer(*args, **kwargs)

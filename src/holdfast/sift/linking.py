@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from holdfast.errors import HoldfastError
-from holdfast.sift.entries import Entries
+from holdfast.sift.entries import Chooser, Entries, Use
 from holdfast.sift.place import Place, take
 
 
@@ -20,18 +20,20 @@ class Linked(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, values: Tensor, weight: Tensor, indices: Tensor, entries: Entries | None) -> Tensor:
+    def forward(
+        ctx: Any, values: Tensor, weight: Tensor, indices: Tensor, entries: Entries | None, use: Use | None
+    ) -> Tensor:
         """The weight's own storage, now depending on `values`; `entries` is None where nobody may look on."""
-        ctx.indices, ctx.entries, ctx.dtype = indices, entries, values.dtype
+        ctx.indices, ctx.entries, ctx.use, ctx.dtype = indices, entries, use, values.dtype
         ctx.chosen = entries is None or entries.chosen
         return weight.detach()
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
         """The dense gradient (of the weight's shape) to (k,); the dense one goes on only to entries linked before."""
         onward = gradient if ctx.needs_input_grad[1] else None
-        return _received(ctx, gradient), onward, None, None
+        return _received(ctx, gradient), onward, None, None, None
 
 
 def _received(ctx: Any, gradient: Tensor) -> Tensor | None:
@@ -42,7 +44,8 @@ def _received(ctx: Any, gradient: Tensor) -> Tensor | None:
         entries.observer(gradient)
         return None
     if not entries.chosen:
-        return entries.chooser(gradient) if entries.chooser is not None else _unchosen(entries.place)
+        chooser = _chooser(entries)
+        return _unchosen(entries.place) if chooser is None or ctx.use is None else chooser(gradient, ctx.use)
     if not entries.place.holds(entries) or (ctx.chosen and ctx.indices is not entries.indices):
         raise HoldfastError(
             f"a backward pass through {entries.place.name!r}, whose adapter is not as it was in the forward pass",
@@ -55,9 +58,20 @@ def _received(ctx: Any, gradient: Tensor) -> Tensor | None:
 def expect_choice(place: Place, compiling: bool = False) -> None:
     """Raise HoldfastError where a pass is to train entries that nobody has chosen or will choose in it."""
     for entries in place.visible():
-        watched = entries.observer is not None or entries.chooser is not None
+        watched = entries.observer is not None or _chooser(entries) is not None
         if entries.values.requires_grad and not entries.chosen and (compiling or not watched):
             _unchosen(place)
+
+
+def _chooser(entries: Entries) -> Chooser | None:
+    """Who chooses the entries in a backward pass: nobody where each of several processes would choose its own."""
+    return None if several_processes() else entries.chooser
+
+
+def several_processes() -> bool:
+    """Whether torch.distributed joins this process to others."""
+    distributed = torch.distributed
+    return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
 
 
 def _unchosen(place: Place) -> NoReturn:
@@ -77,7 +91,6 @@ def linked(weight: Tensor, several: list[Entries]) -> Tensor:
     """
     for entries in several:
         known = None if torch.compiler.is_compiling() else entries
-        if known is not None and known.chooser is not None:
-            known.chooser.used()
-        weight = Linked.apply(entries.values, weight, entries.indices, known)
+        use = None if known is None or known.chooser is None else known.chooser.used()
+        weight = Linked.apply(entries.values, weight, entries.indices, known, use)
     return weight

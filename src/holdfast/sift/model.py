@@ -1,5 +1,7 @@
 """SIFT as a PEFT tuner."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, cast
 
 from peft import PeftConfig
@@ -7,6 +9,7 @@ from peft.tuners.tuners_utils import BaseTuner
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from holdfast.errors import HoldfastError
 from holdfast.pretrained import check_whole
 from holdfast.sift.choosing import prepare
 from holdfast.sift.config import SiftConfig
@@ -49,6 +52,16 @@ class SiftModel(BaseTuner):
 
     def _check_tied_modules(self, model: nn.Module, peft_config: PeftConfig) -> None:
         """Nothing to warn of: layers that share a tensor share its entries, and merging writes one tensor."""
+
+    @contextmanager
+    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
+        """PEFT would pass over `adapter_names` silently: one tensor can't hold another adapter for each row."""
+        if kwargs.get("adapter_names") is not None:
+            raise HoldfastError(
+                "adapter_names asks for an adapter for each row of a batch, and SIFT writes adapters into the weights",
+                remedy="one pass for each adapter, after model.set_adapter(name)",
+            )
+        yield
 
     def _check_merge_allowed(self) -> None:
         """Always: see `_check_tied_modules`."""

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from holdfast.errors import HoldfastError
 from holdfast.likelihood import ForwardLoss
-from holdfast.sift.entries import Entries
+from holdfast.sift.entries import Entries, carried
 from holdfast.sift.finding import entries_of
 from holdfast.sift.selection import ACCUMULATOR_MB, Selection, choose
 
@@ -45,21 +45,8 @@ def refresh(
     selection = choose(model, batches, forward_loss, adapter, accumulator_mb, progress, resize=False)
     for name, one in found.items():
         for state in states.get(name, {}).values():
-            state.copy_(carried(state, before[name], one.entries.indices))
+            state.copy_(carried(state, before[name], one.entries.indices, torch.zeros_like(state)))
     return selection
-
-
-def carried(state: Tensor, before: Tensor, after: Tensor) -> Tensor:
-    """A state (k,) of the entries `before`, at the places that they have in `after`; zero for new entries.
-
-    Args:
-        state: of any dtype.
-        before, after: (k,), ascending indices.
-    """
-    if not len(before):
-        return state
-    at = torch.searchsorted(before, after).clamp_max(len(before) - 1)
-    return torch.where(before[at] == after, state[at], torch.zeros_like(state))
 
 
 def _states(optimizer: Any, entries: Entries) -> dict[str, Tensor]:

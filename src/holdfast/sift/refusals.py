@@ -1,4 +1,4 @@
-"""The layers that no entry can be trained in, with the reason."""
+"""The layers that no entry can be trained in, with the reason, and copies of layers that none can be trained by."""
 
 from typing import Any
 
@@ -37,3 +37,13 @@ def _reason(module: Any) -> tuple[str, str]:
     if isinstance(module, (nn.Embedding, nn.EmbeddingBag)) and module.max_norm is not None:
         return " with max_norm, which rewrites its weight as it looks up", ""
     return "", ""
+
+
+def check_own(layer: nn.Module) -> None:
+    """Raise HoldfastError for a copy that torch.nn.DataParallel made of a layer: the entries are in the first's."""
+    if getattr(layer, "_is_replica", False):
+        raise HoldfastError(
+            "torch.nn.DataParallel runs copies of the model, whose weights SIFT does not write",
+            causes=["a trainer that sees several accelerators and was not started by torchrun"],
+            remedy="start one process for each (torchrun), or show it one accelerator (CUDA_VISIBLE_DEVICES=0)",
+        )

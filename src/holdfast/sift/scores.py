@@ -23,12 +23,14 @@ class Score:
         squared: how batches are joined: the mean over them of g^2 instead of the gradient of the mean over all their
             items. Only the latter is the same however the items are cut into batches; the former has the size of a
             batch in it, and is the empirical Fisher information with one item to a batch.
+        fixed: whether neither training nor other batches change it.
     """
 
     summary: str
     of: Callable[[Tensor | None, Tensor, str, int], Tensor]
     gradient: bool = True
     squared: bool = False
+    fixed: bool = False
 
 
 def _given(mean: Tensor | None) -> Tensor:
@@ -49,7 +51,7 @@ SCORES: dict[str, Score] = {
     "taylor": Score("|g w| (SNIP, arXiv 1810.02340)", lambda g, w, name, seed: (_given(g) * w).abs()),
     "magnitude": Score("|w|, the largest", lambda g, w, name, seed: w.abs(), gradient=False),
     "magnitude-low": Score("|w|, the smallest", lambda g, w, name, seed: -w.abs(), gradient=False),
-    "random": Score("uniform", lambda g, w, name, seed: _random(w, name, seed), gradient=False),
+    "random": Score("uniform", lambda g, w, name, seed: _random(w, name, seed), gradient=False, fixed=True),
 }
 
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 
 from holdfast.layers import kind_of
-from holdfast.sift.allocation import counts
+from holdfast.sift.allocation import counts, total
 from holdfast.sift.config import SiftConfig
 
 
@@ -25,7 +25,7 @@ def sizes(config: SiftConfig, matrices: Mapping[str, Tensor]) -> dict[str, int]:
     """Tensor -> k: max(1, round(density * entries)) of each tensor, or of each of its rows for scope "row".
 
     (The paper's code takes floor(density * entries) + 1.) With `count`: in proportion to the tensors' sizes by
-    largest remainders, exactly `count` in all.
+    largest remainders, exactly `count` in all; and for scope "global" as many in all as will be chosen.
 
     Args:
         config: of the adapter.
@@ -36,4 +36,6 @@ def sizes(config: SiftConfig, matrices: Mapping[str, Tensor]) -> dict[str, int]:
     """
     if config.count is None and config.scope == "row":
         return {name: len(one) * max(1, round(config.density * one.shape[1])) for name, one in matrices.items()}
-    return counts({name: one.numel() for name, one in matrices.items()}, config.density, config.count)
+    numbers = {name: one.numel() for name, one in matrices.items()}
+    whole = total(numbers, config.density, config.count) if config.scope == "global" else config.count
+    return counts(numbers, config.density, whole)

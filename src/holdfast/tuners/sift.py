@@ -1,13 +1,14 @@
 """Sparse fine-tuning in place."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 from torch import nn
 
+from holdfast.errors import HoldfastError
 from holdfast.recipe import Settings
-from holdfast.targets import Targets, select
+from holdfast.targets import Targets, matching, select
 from holdfast.tuners.tuner import Tuner
 
 
@@ -54,7 +55,7 @@ class Sift(Tuner):
         from holdfast.sift import SiftConfig
 
         config = SiftConfig(
-            target_modules=sorted(select(model, targets)),
+            target_modules=sorted(_layers(model, targets)),
             task_type=TaskType.CAUSAL_LM if hasattr(model, "generate") else None,
             **self.options.model_dump(),
         )
@@ -78,3 +79,17 @@ class Sift(Tuner):
         from holdfast.sift.callback import SiftCallback
 
         return [SiftCallback(progress=False)]
+
+
+def _layers(model: nn.Module, targets: Targets) -> Collection[str]:
+    """The targeted layers of a known kind, as other methods have them; where there are others as well, those too.
+
+    SIFT trains in norms and whatever else has a weight, which is no matrix to other methods and to anchors.
+    """
+    try:
+        return select(model, targets)
+    except HoldfastError:
+        weighted = [
+            name for name, one in model.named_modules() if isinstance(getattr(one, "weight", None), nn.Parameter)
+        ]
+        return matching(targets, weighted)
