@@ -22,8 +22,13 @@ ENTRIES = {"banking77": (1_000, 10_000, 100_000, 1_000_000), "code": (300, 3_000
 RANKS = {"banking77": (2, 16), "code": (1, 8)}
 SPARSE, DENSE = (1e-3, 3e-3, 1e-2, 3e-2), (1e-4, 3e-4, 1e-3)
 RATES = {
-    task: {"gradient": sparse, "random": sparse, "lora": (1e-3, 3e-3), "full": full, "head": (1e-2,)}
-    for task, sparse, full in (("banking77", SPARSE, DENSE), ("code", SPARSE, (5e-4, 1e-3, 3e-3)))
+    "banking77": {
+        **dict.fromkeys(("gradient", "random"), (3e-4, *SPARSE)),
+        "lora": (1e-3, 3e-3),
+        "full": DENSE,
+        "head": (1e-2,),
+    },
+    "code": {**dict.fromkeys(("gradient", "random"), SPARSE), "lora": (3e-3, 1e-2), "full": (5e-4, 1e-3, 3e-3)},
 }
 BATCH, TESTED = 16, 1000
 MASKS = {"banking77": ("gradient", "random"), "code": ("gradient", "gradient, 8 batches, global", "random")}
