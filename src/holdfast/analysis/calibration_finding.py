@@ -47,13 +47,19 @@ def words(found: Calibration, fits: Mapping[str, Fit]) -> str:
     here = found.places.index(1.0) if 1.0 in found.places else len(found.places) - 1
     rise, error = found.measured[here], found.errors[here]
     place = f"{found.along} = {found.places[here]:g}"
+    went = "risen" if rise >= 0 else "fallen"
     said = [
-        f"At {place} the source loss has risen by {rise:.3g} ± {error:.1g} nats per item (from {found.loss:.3f}, on "
-        f"{found.items:,} items that no anchor was measured on)."
+        f"At {place} the source loss has {went} by {abs(rise):.3g} ± {error:.1g} nats per item (from "
+        f"{found.loss:.3f}, on {found.items:,} items that no anchor was measured on)."
     ]
-    if rise <= TOLD * error:
+    if abs(rise) <= TOLD * error:
         return (
             f"{said[0]} That is within two standard errors of nothing: there is no forgetting to hold a forecast to."
+        )
+    if rise < 0:
+        return (
+            f"{said[0]} Nothing is forgotten there: the model was not at the least of its source loss, as forecasts "
+            "take for granted (they are never below 0), so the way could lead down. No ratio can be given."
         )
     known = {name: ratio for name, one in fits.items() if (ratio := one.ratios[here]) is not None}
     for name, ratio in known.items():

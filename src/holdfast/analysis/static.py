@@ -11,7 +11,7 @@ from holdfast.analysis.figure import Bars, Heat, Level, Line, Numbers, Panel
 
 COLUMNS = 2
 WIDTH, HEIGHT = 3.4, 2.5  # inches of one panel: two fit the width of a page
-LETTERS = 44  # of the names of bars that fit side by side under one panel
+LETTERS = 48  # of the names of bars that fit side by side under one panel
 STYLE: Any = {  # as matplotlib's rcParams
     "svg.hashsalt": "holdfast",
     "svg.fonttype": "none",
@@ -108,6 +108,8 @@ def _(mark: Bars, axes: Any) -> None:
         label=_plain(mark.name),
         width=_width(mark),
     )
+    if any(isinstance(place, str) for place in mark.x):  # a name without a bar at either end keeps its place
+        axes.set_xlim(-0.5, len(mark.x) - 0.5)
 
 
 def _width(mark: Bars) -> float:
