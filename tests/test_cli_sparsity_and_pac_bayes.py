@@ -131,6 +131,7 @@ def test_pac_bayes_counts_documents_not_tokens(place, out):  # noqa: F811
 
 def test_pac_bayes_refuses_what_makes_no_sense(place, out, tmp_path):  # noqa: F811
     refused(*pac_bayes(place, out, "--prior-adapter", tmp_path), says=["--prior-adapter without --adapter"])
+    refused(*pac_bayes(place, out, "--adapter", tmp_path, "--rank", 4), says=["finished adapter is not tuned"])
     refused(*pac_bayes(place, out, "--delta", 1.5), says=["delta is 1.5"])
     refused(*pac_bayes(place, out, "--prior", "kroneker"), says=["kronecker"])
     refused(*pac_bayes(place, out, "--prior", "tracekron", "--loss", "acuracy"), says=["error or nats"])

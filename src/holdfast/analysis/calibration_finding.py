@@ -63,7 +63,8 @@ def words(found: Calibration, fits: Mapping[str, Fit]) -> str:
         )
     known = {name: ratio for name, one in fits.items() if (ratio := one.ratios[here]) is not None}
     for name, ratio in known.items():
-        said.append(f"{name} forecasts {found.forecasts[name][here]:.3g} ({ratio:.2f} of it), {_course(fits[name])}.")
+        forecast = f"The forecast of {name} is {found.forecasts[name][here]:.3g} ({ratio:.2f} of it)"
+        said.append(f"{forecast}, {_course(fits[name])}.")
     said.append(_growth(fits))
     if len(known) > 1:
         closest = min(known, key=lambda name: abs(known[name] - 1))
@@ -144,7 +145,12 @@ def panels(found: Calibration, fits: Mapping[str, Fit]) -> list[Panel]:
         ratios.append(Line(name, found.places, one.ratios, colors[name], points=True))
     unit = "nats per item"
     first = Panel(
-        "Rise of the source loss", found.along, unit, rises, "The band is two standard errors wide.", wide=True
+        "Rise of the source loss",
+        found.along,
+        unit,
+        rises,
+        "The band is two standard errors to either side.",
+        wide=True,
     )
     if not told:
         return [first]

@@ -11,7 +11,7 @@ from holdfast.analysis.figure import Bars, Heat, Level, Line, Numbers, Panel
 
 COLUMNS = 2
 WIDTH, HEIGHT = 3.4, 2.5  # inches of one panel: two fit the width of a page
-LETTERS = 48  # of the names of bars that fit side by side under one panel
+LETTERS = 44  # of the names of bars that fit side by side under one panel
 STYLE: Any = {  # as matplotlib's rcParams
     "svg.hashsalt": "holdfast",
     "svg.fonttype": "none",

@@ -56,7 +56,8 @@ def _headline(certified: "Certified", settings: dict[str, Any]) -> list[str]:
     verdict = f"vacuous: no predictor can exceed {most}" if one.vacuous else f"below the {most} of a vacuous bound"
     said = [
         f"{sure}, {verdict}. It was {_show(one.risk, one)} on the {one.n} documents of the bound, and the pre-trained "
-        f"model's is {_show(certified.before, one)} there ({certified.facts['documents']}; others serve the prior)."
+        f"model's is {_show(certified.before, one)} there. The documents are {certified.facts['documents']}; those "
+        "not of the bound serve the prior."
     ]
     if one.most == 1:
         guess = 1 - certified.facts["common"]
@@ -140,7 +141,7 @@ def _show(value: float, one: Certificate) -> str:
 
 
 def _panels(certified: "Certified", settings: dict[str, Any]) -> list[Panel]:
-    short = {space: "weights" if "random" in found else "trained" for space, found in certified.found.items()}
+    short = {space: "all" if "random" in found else "trained" for space, found in certified.found.items()}
     named = {f"{short[s]}: {name}": one for s, found in certified.found.items() for name, one in found.items()}
     sums: dict[str, dict[str, float]] = {}
     for name, one in named.items():
