@@ -112,6 +112,11 @@ def test_the_words_say_the_figures():
     assert "nowhere" in said.words
     found.measured, found.errors = [0.0] * len(path), [1.0] * len(path)
     assert "no forgetting" in finding(found, {}, []).words
+    found.measured, found.errors = [-0.5] * len(path), [0.1] * len(path)
+    fell = finding(found, {}, [])
+    assert "has fallen by 0.5" in fell.words
+    assert "within two standard errors" not in fell.words
+    assert fell.figures["anchors"]["exact"]["passes"] == {"10%": 0.1, "50%": 0.1}
 
 
 def test_what_is_refused():

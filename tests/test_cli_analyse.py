@@ -4,8 +4,10 @@ import json
 
 import pytest
 from cli_runs import LENGTH, anchor, files_in, out, place, refused, run, succeeded, tune  # noqa: F401
-from peft import IA3Config, get_peft_model
+from peft import get_peft_model
 from transformers import AutoModelForCausalLM
+
+from holdfast.adapters import BottleneckConfig
 
 SMALL = ("--points", 5, "--seeds", 2, "--plane", 3, "--items", 200, *LENGTH)
 SHORT = ("--steps", 3, "--items", 200, "--held-out", 200, "--keep", 4, *LENGTH)
@@ -123,12 +125,11 @@ def test_refusals(place, out, more, says):  # noqa: F811
 
 @pytest.mark.parametrize("command", ["landscape", "calibration"])
 def test_an_adapter_without_a_shift_is_refused_with_the_reason(place, out, command, tmp_path_factory):  # noqa: F811
-    folder = tmp_path_factory.mktemp("ia3")
+    folder = tmp_path_factory.mktemp("bottleneck")
     model = AutoModelForCausalLM.from_pretrained(place.model)
-    config = IA3Config(target_modules=["k_proj", "down_proj"], feedforward_modules=["down_proj"])
-    get_peft_model(model, config).save_pretrained(folder)
+    get_peft_model(model, BottleneckConfig()).save_pretrained(folder)
     source = ("--source", place.source) if command == "calibration" else ("--target", place.target)
     refused(
         "analyse", command, "--model", place.model, *source, "--adapter", folder, "--out", out, *LENGTH,
-        says=["ia3", "shift is not read"],
+        says=["BottleneckLayer", "shift is not read"],
     )  # fmt: skip

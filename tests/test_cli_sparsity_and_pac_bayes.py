@@ -97,7 +97,7 @@ def test_any_method_can_be_certified(place, tmp_path, method):  # noqa: F811
     figures = succeeded(*pac_bayes(place, tmp_path, "--json", "--method", *method)).json["figures"]
     assert figures["headline"]["divergence"] >= 0
     assert figures["divergence_at_all_documents"] > 0
-    assert ("all weights" in figures["spaces"]) == (method[0] == "sift")  # the others move no weight of a layer
+    assert ("all weights" in figures["spaces"]) == (method[0] != "prefix")  # which moves no weight of a layer
     if "--parameters" in method:
         assert 90 <= figures["spaces"]["what is trained"]["dimensions"] <= 100
         assert figures["headline"]["support"] == 0  # chosen on the first half
@@ -108,6 +108,10 @@ def test_a_finished_adapter_is_certified_over_all_weights(place, adapter, tmp_pa
     done = succeeded(*pac_bayes(place, tmp_path, "--json", "--adapter", adapter)).json["figures"]
     assert (done["headline"]["space"], done["headline"]["prior"]) == ("all weights", "pre-trained")
     assert done["headline"]["divergence"] > 0
+    curved = succeeded(*pac_bayes(place, tmp_path, "--json", "--adapter", adapter, "--prior", "kronecker")).json
+    assert curved["figures"]["headline"]["divergence"] != done["headline"]["divergence"]
+    assert "their shape is the kronecker curvature" in curved["words"]
+    assert "the prior's centre is the pre-trained weights" in curved["words"]
     held = succeeded(*pac_bayes(place, tmp_path, "--json", "--adapter", adapter, "--prior-adapter", adapter)).json
     assert held["figures"]["headline"]["prior"] == "first half"
     assert held["figures"]["headline"]["divergence"] == 0.0
@@ -127,6 +131,7 @@ def test_pac_bayes_counts_documents_not_tokens(place, out):  # noqa: F811
 
 def test_pac_bayes_refuses_what_makes_no_sense(place, out, tmp_path):  # noqa: F811
     refused(*pac_bayes(place, out, "--prior-adapter", tmp_path), says=["--prior-adapter without --adapter"])
+    refused(*pac_bayes(place, out, "--adapter", tmp_path, "--rank", 4), says=["finished adapter is not tuned"])
     refused(*pac_bayes(place, out, "--delta", 1.5), says=["delta is 1.5"])
     refused(*pac_bayes(place, out, "--prior", "kroneker"), says=["kronecker"])
     refused(*pac_bayes(place, out, "--prior", "tracekron", "--loss", "acuracy"), says=["error or nats"])

@@ -67,7 +67,7 @@ ALLOWED = {
     "analysis/concentration": {"errors"},
     "analysis/pac_bayes/bounds": {"errors"},
     "analysis/pac_bayes/divergence": {"errors"},
-    "analysis/pac_bayes/shape": {"curvature", "errors"},
+    "analysis/pac_bayes/shape": {"curvature", "errors", "shifts"},
     "analysis/pac_bayes/certificate": {"analysis", "errors"},
     "frontier": {
         "frontier",

@@ -21,7 +21,7 @@ from holdfast.analysis.pac_bayes.bounds import (
     seeger,
 )
 from holdfast.analysis.pac_bayes.certificate import certify, delta_of_draws
-from holdfast.analysis.pac_bayes.divergence import diagonal, scaled, support, support_bound
+from holdfast.analysis.pac_bayes.divergence import scaled, support, support_of_all
 from holdfast.analysis.pac_bayes.posterior import centre, drawn, noise_scale, put, stochastic_risk
 from holdfast.analysis.pac_bayes.risk import Losses
 from holdfast.analysis.pac_bayes.shape import Isotropic, Laplace, distance
@@ -144,21 +144,29 @@ def test_divergence_of_one_dimension_by_hand():
 
 def test_divergences_agree_with_torch():
     torch.manual_seed(0)
-    shift, v, v0 = torch.randn(9).double(), torch.rand(9).double() + 0.1, torch.rand(9).double() + 0.1
-    q, p = torch.distributions.Normal(shift, v.sqrt()), torch.distributions.Normal(torch.zeros(9).double(), v0.sqrt())
-    assert diagonal(v, v0, shift) == pytest.approx(float(torch.distributions.kl_divergence(q, p).sum()))
-    equal = torch.full((9,), 0.25).double()
-    assert scaled(9, 0.5, 0.7, float(shift.square().sum())) == pytest.approx(
-        diagonal(equal, torch.full((9,), 0.49).double(), shift)
-    )
+    shift = torch.randn(9).double()
+    q, p = torch.distributions.Normal(shift, 0.5), torch.distributions.Normal(torch.zeros(9).double(), 0.7)
+    by_torch = float(torch.distributions.kl_divergence(q, p).sum())
+    assert scaled(9, 0.5, 0.7, float(shift.square().sum())) == pytest.approx(by_torch)
 
 
 def test_support_by_hand_and_below_its_bound():
     assert support([(10, 3), (6, 1)]) == pytest.approx(math.log(120) + math.log(6))
     assert support([(10, 0), (5, 5)]) == pytest.approx(0.0, abs=1e-9)
     for d, k in ((100, 1), (10**6, 10**4), (50, 50)):
-        assert support([(d, k)]) <= support_bound(d, k) + 1e-9
-    assert support_bound(10, 0) == 0.0
+        assert support([(d, k)]) <= k * math.log(math.e * d / k) + 1e-9
+    assert support_of_all([(4, 2), (3, 1)]) == pytest.approx(math.log(math.comb(7, 3)) + math.log(8))
+
+
+def test_every_choice_over_all_tensors_has_its_share_of_the_prior():
+    """Counted one by one: the shares exp(-nats) of all ways to choose within two tensors add up to at most 1."""
+    sizes = (4, 3)
+    ways = itertools.product(*(range(size + 1) for size in sizes))
+    number = {ks: math.prod(map(math.comb, sizes, ks)) for ks in ways}
+    shares = sum(n * math.exp(-support_of_all(zip(sizes, ks, strict=True))) for ks, n in number.items())
+    assert shares == pytest.approx(1.0)
+    fixed = number[2, 1] * math.exp(-support(zip(sizes, (2, 1), strict=True)))
+    assert fixed == pytest.approx(1.0)
 
 
 def curvatures():
@@ -238,6 +246,20 @@ def test_draws_are_taken_back_to_the_bit():
     with pytest.raises(KeyboardInterrupt):
         interrupted()
     torch.testing.assert_close(parameters["w"].detach(), around["w"], rtol=0, atol=0)
+
+
+def test_a_draw_of_low_precision_is_rounded_once():
+    """A function of the Gaussian draw alone, so that the prior can be rounded alike and KL can only fall."""
+    parameters = {"w": nn.Parameter(torch.randn(1000, generator=torch.Generator().manual_seed(1)).bfloat16())}
+    around = centre(parameters)
+    noise = torch.randn(1000, generator=torch.Generator().manual_seed(2))
+    with drawn(parameters, around, Isotropic(), 0.7, torch.Generator().manual_seed(2)):
+        assert torch.equal(parameters["w"], (around["w"].float() + 0.7 * noise).bfloat16())
+
+
+def test_distances_of_low_precision_are_not_rounded():
+    one, other = torch.tensor([1.0]).bfloat16(), torch.tensor([2.0**-10]).bfloat16()
+    assert distance(Isotropic(), {"w": one}, {"w": other}) == pytest.approx((1 - 2.0**-10) ** 2, rel=1e-9)
 
 
 def classifier():
@@ -386,3 +408,19 @@ def test_a_sparse_adapter_pays_for_the_choice_of_its_entries():
         sifted(torch.zeros(1, 5))
         assert int((net.weight.detach() != before + moved).sum()) == 6
     torch.testing.assert_close(losses.of(sifted, examples), found, rtol=0, atol=0)
+
+
+def test_a_sparse_adapter_pays_more_where_the_data_shared_its_entries_out():
+    def sifted(**asked):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(5, 3), nn.Linear(3, 4))
+        made = get_peft_model(model, SiftConfig(target_modules=["0"], score="random", density=0.4, **asked))
+        sift_select(made)
+        return sparse_space(made)
+
+    own, shared = sifted(), sifted(scope="global")
+    assert own.sizes == shared.sizes == [(15, 6)]
+    assert shared.support == pytest.approx(math.log(math.comb(15, 6)) + math.log(16))
+    assert shared.support > own.support
+    assert own.alone
+    assert not sifted(modules_to_save=["1"]).alone

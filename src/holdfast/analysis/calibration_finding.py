@@ -47,17 +47,24 @@ def words(found: Calibration, fits: Mapping[str, Fit]) -> str:
     here = found.places.index(1.0) if 1.0 in found.places else len(found.places) - 1
     rise, error = found.measured[here], found.errors[here]
     place = f"{found.along} = {found.places[here]:g}"
+    went = "risen" if rise >= 0 else "fallen"
     said = [
-        f"At {place} the source loss has risen by {rise:.3g} ± {error:.1g} nats per item (from {found.loss:.3f}, on "
-        f"{found.items:,} items that no anchor was measured on)."
+        f"At {place} the source loss has {went} by {abs(rise):.3g} ± {error:.1g} nats per item (from "
+        f"{found.loss:.3f}, on {found.items:,} items that no anchor was measured on)."
     ]
-    if rise <= TOLD * error:
+    if abs(rise) <= TOLD * error:
         return (
             f"{said[0]} That is within two standard errors of nothing: there is no forgetting to hold a forecast to."
         )
+    if rise < 0:
+        return (
+            f"{said[0]} Nothing is forgotten there: the model was not at the least of its source loss, as forecasts "
+            "take for granted (they are never below 0), so the way could lead down. No ratio can be given."
+        )
     known = {name: ratio for name, one in fits.items() if (ratio := one.ratios[here]) is not None}
     for name, ratio in known.items():
-        said.append(f"{name} forecasts {found.forecasts[name][here]:.3g} ({ratio:.2f} of it), {_course(fits[name])}.")
+        forecast = f"The forecast of {name} is {found.forecasts[name][here]:.3g} ({ratio:.2f} of it)"
+        said.append(f"{forecast}, {_course(fits[name])}.")
     said.append(_growth(fits))
     if len(known) > 1:
         closest = min(known, key=lambda name: abs(known[name] - 1))
@@ -138,7 +145,12 @@ def panels(found: Calibration, fits: Mapping[str, Fit]) -> list[Panel]:
         ratios.append(Line(name, found.places, one.ratios, colors[name], points=True))
     unit = "nats per item"
     first = Panel(
-        "Rise of the source loss", found.along, unit, rises, "The band is two standard errors wide.", wide=True
+        "Rise of the source loss",
+        found.along,
+        unit,
+        rises,
+        "The band is two standard errors to either side.",
+        wide=True,
     )
     if not told:
         return [first]

@@ -18,8 +18,8 @@ class Fit:
         ratios: forecast / measured at each step; None where the measured rise is within two errors of zero.
         slope: of log measured on log forecast, by least squares over the steps with a ratio: 1 where the measured rise
             grows as the forecast does, however wrong its size; above 1 the loss rises faster than a quadratic.
-        passes: share -> the first step at which the forecast is off by more than that share of the measured rise, and
-            by more than two standard errors; None: nowhere.
+        passes: share -> the first step at which the forecast is off by more than that share of the measured rise (or
+            fall), and by more than two standard errors; None: nowhere. Rises within two errors of zero are left out.
         rank_correlation: Spearman's, between forecasts and measurements.
     """
 
@@ -48,7 +48,8 @@ def fit(
     steps = list(zip(places, forecasts, measured, errors, told, strict=True))
     passes = {}
     for share in SHARES:
-        off = (at for at, f, m, e, known in steps if known and abs(f - m) > max(share * m, TOLD * e))
+        moved = [(at, f, m, e) for at, f, m, e, _ in steps if abs(m) > TOLD * e]
+        off = (at for at, f, m, e in moved if abs(f - m) > max(share * abs(m), TOLD * e))
         passes[f"{share:.0%}"] = next(off, None)
     return Fit(
         ratios=[forecast / rise if known else None for _, forecast, rise, _, known in steps],

@@ -1,7 +1,7 @@
 """How the loss lies around a model's weights: along random and telling directions, beside a random initialisation.
 
 L(theta + alpha d) on a fixed set of batches, in eval mode. Whether pre-training makes the landscape of new data one of
-large oscillations (SIFT, arXiv 2503.21322v1, abstract) can be seen there.
+large oscillations (SIFT, arXiv 2312.11875v1, abstract) can be seen there.
 """
 
 import copy

@@ -107,8 +107,8 @@ def words(found: Landscape, said: Mapping[str, Any]) -> str:
         shape = "oscillates" if said["oscillates"][start] else "is a single valley or slope"
         parts.append(
             f"Around the {start} weights a curve {shape}: {_about(figure['sign_changes'])} changes of direction, "
-            f"{_part(figure)} of its variation beyond one valley; within {grid.tau:g} nats of its lowest point lie "
-            f"{_about(figure['width'])} of alpha's {2 * grid.span:g}."
+            f"{_part(figure)} of its variation beyond one valley; the loss stays within {grid.tau:g} nats of "
+            f"its lowest over a width of {_about(figure['width'])}, of {2 * grid.span:g} in all."
         )
     parts += [_way(curve.alphas, curve.losses) for curve in found.of(PRETRAINED, "tuned")]
     parts.append(_verdict(found, said))

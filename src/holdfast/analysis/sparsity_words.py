@@ -37,8 +37,8 @@ def sentences(measured: "Measured") -> list[str]:
     holds = share.low >= NORM
     said = [
         f"Over {start.examples} examples, the largest 1 % of each tensor's entries carry {_percent(share.middle)} of "
-        f"the gradient's norm, which is {_percent(share.middle**2)} of its energy (the norm squared); it would be "
-        f"{noise}. Sought among all tensors at once they carry {_percent(pooled.norm(SHARE).middle)} of the norm.",
+        f"the gradient's norm, which is {_percent(share.middle**2)} of its energy (the norm squared); of the norm it "
+        f"would be {noise}. Sought among all tensors at once they carry {_percent(pooled.norm(SHARE).middle)} of it.",
         f"The claim that 1 % of the entries carry 99 % of the norm {'holds' if holds else 'does not hold'} here: "
         f"99 % of the norm takes {_percent(pooled.smallest_share().middle)} of the entries, where Gaussian noise "
         f"takes {_percent(smallest_share(NULLS['Gaussian'], NORM))}.",
@@ -58,7 +58,7 @@ def _averaging(found: Sequence[Sparsity]) -> list[str]:
     if len(found) < 2:
         return []
     shares = ", ".join(f"{_percent(one.by_tensor(SHARE, *BODY).middle)} over {one.examples}" for one in found)
-    return [f"The number of examples matters: {shares}."]
+    return [f"By the number of examples: {shares}."]
 
 
 def _persistence(measured: "Measured") -> list[str]:

@@ -108,6 +108,8 @@ def _(mark: Bars, axes: Any) -> None:
         label=_plain(mark.name),
         width=_width(mark),
     )
+    if any(isinstance(place, str) for place in mark.x):  # a name without a bar at either end keeps its place
+        axes.set_xlim(-0.5, len(mark.x) - 0.5)
 
 
 def _width(mark: Bars) -> float:

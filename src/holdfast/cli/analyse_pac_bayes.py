@@ -53,6 +53,10 @@ def pac_bayes(
 
     if prior_adapter is not None and adapter is None:
         raise HoldfastError("--prior-adapter without --adapter", remedy="name the adapter to certify")
+    if adapter is not None and (rank is not None or parameters is not None):
+        raise HoldfastError(
+            "--rank or --parameters with --adapter: a finished adapter is not tuned", remedy="leave it out"
+        )
     asked = {"model": model, "target": target, "length": length, "dtype": dtype, "seed": seed}
 
     def analyse(subject: "Asked") -> "Finding":

@@ -138,7 +138,7 @@ def check_readable(name: str, layer: Any) -> None:
         raise _unread(name, what)
     variants = {type(variant).__name__ for variant in getattr(layer, "lora_variant", {}).values()}
     if not isinstance(getattr(layer, "lora_A", None), nn.ModuleDict) or hasattr(layer, "parameter_name"):
-        what = f"a {type(layer).__module__.split('.')[-2]} adapter ({type(layer).__name__})"
+        what = f"an adapter ({type(layer).__module__.split('.')[-2]}, {type(layer).__name__})"
     elif any(not variant.startswith(("Dora", "MiCA")) for variant in variants):
         what = f"a LoRA variant ({', '.join(sorted(variants))})"
     elif any(_unlike(layer.base_layer, down) for down in layer.lora_A.values()):

@@ -3,8 +3,6 @@
 import math
 from collections.abc import Iterable
 
-from torch import Tensor
-
 from holdfast.errors import HoldfastError
 
 
@@ -26,24 +24,21 @@ def scaled(dimensions: int, posterior: float, prior: float, distance: float) -> 
     return 0.5 * (dimensions * (ratio - 1 - math.log(ratio)) + distance / prior**2)
 
 
-def diagonal(posterior: Tensor, prior: Tensor, shift: Tensor) -> float:
-    """KL between Gaussians with the variances `posterior` and `prior` and means that differ by `shift`, all (d,).
-
-    1/2 sum [v / v_0 - 1 - ln(v / v_0) + shift^2 / v_0], in float64.
-    """
-    ratio = posterior.double() / prior.double()
-    return 0.5 * float((ratio - 1 - ratio.log() + shift.double().square() / prior.double()).sum())
-
-
 def support(tensors: Iterable[tuple[int, int]]) -> float:
     """sum_t ln C(d_t, k_t): what it costs that k_t of d_t entries were chosen on the data of the bound itself.
 
     The prior then has to give every choice its share: 1 over the number of them. Nothing is to pay where the entries
-    were chosen without these data.
+    were chosen without these data. The k_t must be fixed beforehand; where they are not, see `support_of_all`.
     """
     return sum(math.lgamma(d + 1) - math.lgamma(k + 1) - math.lgamma(d - k + 1) for d, k in tensors)
 
 
-def support_bound(dimensions: int, kept: int) -> float:
-    """k ln(e d / k), never below ln C(d, k): the same without the tensors' sizes."""
-    return kept * math.log(math.e * dimensions / kept) if kept else 0.0
+def support_of_all(tensors: Iterable[tuple[int, int]]) -> float:
+    """ln C(d, k) + ln(d + 1), d and k summed over tensors: where the data also chose how many fall to each, and k.
+
+    The number of choices is C(d, k) for each of the d + 1 possible k: Vandermonde's identity sums the products of
+    C(d_t, k_t) over all ways to share k out. Never below `support`.
+    """
+    sizes = list(tensors)
+    dimensions, kept = sum(d for d, _ in sizes), sum(k for _, k in sizes)
+    return support([(dimensions, kept)]) + math.log(dimensions + 1)

@@ -13,6 +13,7 @@ from holdfast.analysis.pac_bayes.bounds import bernstein, sampled
 from holdfast.analysis.pac_bayes.risk import Losses
 from holdfast.analysis.pac_bayes.shape import Shape
 from holdfast.errors import HoldfastError
+from holdfast.shifts.shift import precise
 
 Parameters = Mapping[str, nn.Parameter]
 Centre = Mapping[str, Tensor]
@@ -38,12 +39,14 @@ def drawn(
 ) -> Iterator[None]:
     """The parameters as one draw of N(around, scale^2 M); afterwards they are `around`, to the bit.
 
-    Weights of low precision round the draw. A prior rounded alike is a prior too, and rounding both can only lower KL.
+    The draw is made in float32 or better and rounded once, to the weights' own precision. Rounding is then a function
+    of the draw alone, the same for prior and posterior, and can only lower KL.
     """
     try:
         with torch.no_grad():
             for name, parameter in parameters.items():
-                parameter.copy_(around[name] + scale * shape.noise(name, around[name], generator))
+                middle = precise(around[name])
+                parameter.copy_(middle + scale * shape.noise(name, middle, generator))
         yield
     finally:
         put(parameters, around)

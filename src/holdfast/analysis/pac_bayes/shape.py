@@ -12,6 +12,7 @@ from torch import Tensor
 from holdfast.curvature.curvature import Curvature
 from holdfast.curvature.spectrum import Spectrum
 from holdfast.errors import HoldfastError
+from holdfast.shifts.shift import precise
 
 Tensors = Mapping[str, Tensor]
 DAMPING = 0.1  # of a Laplace prior, in mean eigenvalues: flat directions get 1 / DAMPING of the isotropic variance
@@ -104,4 +105,4 @@ class Laplace:
 
 def distance(shape: Shape, one: Tensors, other: Tensors) -> float:
     """(a - b)^T M^-1 (a - b) over all tensors."""
-    return sum(shape.distance(name, one[name] - other[name]) for name in one)
+    return sum(shape.distance(name, precise(one[name]) - precise(other[name])) for name in one)

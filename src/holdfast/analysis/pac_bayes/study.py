@@ -27,7 +27,7 @@ from holdfast.data import check_tokenizer
 from holdfast.errors import HoldfastError
 from holdfast.language_model import is_model, load_adapter, load_model, load_tokenizer
 from holdfast.models import shipped
-from holdfast.parts import parts_in
+from holdfast.parts import Space, parts_in
 from holdfast.progress import track
 from holdfast.recipe import TrainingSettings
 from holdfast.targets import canonical
@@ -68,12 +68,13 @@ def study(asked: Asked, options: Options, adapter: Path | None = None, prior_ada
     total = options.draws + (0 if adapter is not None else _fewer(options.draws))
     with track("draws", total, unit="draw") as advance:
         run = Run(model, first, second, options, asked.seed, advance)
-        certified = _tuned(run) if adapter is None else _finished(run, adapter, prior_adapter)
+        certified = _tuned(run) if adapter is None else _finished(run, adapter, prior_adapter, asked.dtype)
     certified.before = before
     certified.facts = {
         "documents": documents.description,
         "first_half": len(first.examples),
         "common": _commonest(second),
+        "curved": _curved(options),
     }
     settings = {**asdict(asked), **asdict(options), "adapter": adapter, "prior_adapter": prior_adapter}
     return finding(certified, settings)
@@ -93,7 +94,7 @@ def _tuned(run: Run) -> Certified:
     start = centre(trained)
     _train(model, run.first.training, options, options.steps, run.seed, tuner)
     half = centre(trained)
-    shape = _shape(model, run, trained)
+    shape = _shape(model, run, "adapter" if tuner.adapter else "weights")
     scale = run.scale(model, half, shape)
     _train(model, run.first.training + run.second.training, options, max(options.steps // 2, 1), run.seed + 1, tuner)
     whole = centre(trained)
@@ -102,13 +103,19 @@ def _tuned(run: Run) -> Certified:
     made = Certified(along=along, whole=scaled(1, scale, scale, distance(shape, whole, half)))
     made.found[TRAINED] = run.certify(model, posterior, {START: start, HALF: half}, shape, scale, options.draws)
     made.scales[TRAINED], made.dimensions[TRAINED] = scale, sum(t.numel() for t in start.values())
-    space = sparse_space(model)
-    made.choice = None if space is None else space.support
+    sparse = sparse_space(model)
+    made.choice = None if sparse is None else sparse.support
     if tuner.shifts:
-        priors: dict[str, Centre] = {
-            name: centre(every(_whole(model, trained, at))) for name, at in ((START, start), (HALF, half))
-        }
-        _in_weights(run, made, _whole(model, trained, posterior), priors, _fewer(options.draws))
+        nearest = _whole(model, trained, half)
+        priors: dict[str, Centre] = {START: centre(every(_whole(model, trained, start))), HALF: centre(every(nearest))}
+        _in_weights(
+            run,
+            made,
+            _whole(model, trained, posterior),
+            priors,
+            _shape(nearest, run, "weights"),
+            _fewer(options.draws),
+        )
     return made
 
 
@@ -138,22 +145,30 @@ def _fewer(draws: int) -> int:
     return max(draws // QUARTER, 2)
 
 
-def _finished(run: Run, adapter: Path, prior_adapter: Path | None) -> Certified:
+def _finished(run: Run, adapter: Path, prior_adapter: Path | None, dtype: str) -> Certified:
     """Certify an adapter as it stands, in the space of all weights; a sparse one on its own entries as well."""
     made = Certified(headline=(WEIGHTS, HALF if prior_adapter is not None else START))
     if not is_model(adapter):
         _in_entries(run, made, load_adapter(copy.deepcopy(run.model), str(adapter)))
     priors: dict[str, Centre] = {START: centre(every(run.model))}
+    nearest = run.model
     if prior_adapter is not None:
-        priors[HALF] = centre(every(with_adapter(run.model, prior_adapter)))
-    _in_weights(run, made, with_adapter(run.model, adapter), priors, run.options.draws)
+        nearest = with_adapter(run.model, prior_adapter, dtype)
+        priors[HALF] = centre(every(nearest))
+    _in_weights(
+        run, made, with_adapter(run.model, adapter, dtype), priors, _shape(nearest, run, "weights"), run.options.draws
+    )
     return made
 
 
 def _in_entries(run: Run, made: Certified, adapted: Any) -> None:
-    """Noise on the entries alone. Who chose them, and on what, is not known, so their choice is paid for."""
+    """Noise on the entries alone. Who chose them, and on what, is not known, so their choice is paid for.
+
+    Nothing is certified where whole modules train beside the entries: they would be without noise, infinitely far
+    from where they began.
+    """
     space = sparse_space(adapted)
-    if space is None:
+    if space is None or not space.alone:
         return
     shape, posterior = Isotropic(), centre(space.parameters)
     scale = run.scale(adapted, space.start, shape)
@@ -162,9 +177,9 @@ def _in_entries(run: Run, made: Certified, adapted: Any) -> None:
     made.scales[TRAINED], made.dimensions[TRAINED] = scale, sum(t.numel() for t in posterior.values())
 
 
-def _in_weights(run: Run, made: Certified, tuned: Any, priors: dict[str, Centre], draws: int) -> None:
+def _in_weights(run: Run, made: Certified, tuned: Any, priors: dict[str, Centre], shape: Shape, draws: int) -> None:
     """The same model with noise on all of its weights: what lets a random initialisation be compared."""
-    shape, posterior = Isotropic(), centre(every(tuned))
+    posterior = centre(every(tuned))
     scale = run.scale(tuned, priors.get(HALF, priors[START]), shape)
     centres = {RANDOM: centre(every(random_twin(tuned, run.seed))), **priors}
     made.scales[WEIGHTS], made.dimensions[WEIGHTS] = scale, sum(t.numel() for t in posterior.values())
@@ -191,16 +206,22 @@ def _best_along(
     return min(bounds, key=bounds.__getitem__)
 
 
-def _shape(model: Any, run: Run, trained: dict[str, Any]) -> Shape:
-    kind = run.options.prior
-    if not catalogue.curvature(kind).statistics():
+def _shape(model: Any, run: Run, space: Space) -> Shape:
+    """Of prior and posterior, measured on the first half at the model as it is."""
+    if not _curved(run.options):
         return Isotropic()
     rows = run.first.examples[:SEEN]
-    space: Any = "adapter" if hasattr(model, "peft_config") else "weights"
-    anchor = Anchor.estimate(model, batches(rows), curvature=kind, space=space, seed=run.seed, progress=False)
-    parts, names = parts_in(model, space), {id(p): name for name, p in trained.items()}
+    anchor = Anchor.estimate(
+        model, batches(rows), curvature=run.options.prior, space=space, seed=run.seed, progress=False
+    )
+    parts, names = parts_in(model, space), {id(p): name for name, p in every(model).items()}
     known = {names[id(parts[name].tensor)]: (c, parts[name].matrix) for name, c in anchor.curvatures.items()}
     return Laplace({name: c for name, (c, _) in known.items()}, {name: view for name, (_, view) in known.items()})
+
+
+def _curved(options: Options) -> bool:
+    """Whether the prior's shape is a curvature that has to be measured."""
+    return bool(catalogue.curvature(options.prior).statistics())
 
 
 def _train(model: Any, rows: list[Any], options: Options, steps: int, seed: int, tuner: Tuner) -> None:
@@ -209,7 +230,8 @@ def _train(model: Any, rows: list[Any], options: Options, steps: int, seed: int,
 
 
 def _commonest(half: Half) -> float:
-    """The share of the scored tokens that are the commonest one: what always guessing it would get right."""
-    ids = torch.cat([row["labels"][1:] for row in half.examples])
-    ids = ids[ids >= 0]
-    return float(torch.bincount(ids).max()) / len(ids)
+    """What always guessing the commonest scored token would get right, as the loss counts: the mean over documents."""
+    rows = [row["labels"][1:] for row in half.examples]
+    rows = [labels[labels >= 0] for labels in rows]
+    token = torch.bincount(torch.cat(rows)).argmax()
+    return sum(float((labels == token).double().mean()) for labels in rows) / len(rows)

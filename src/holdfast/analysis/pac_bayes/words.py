@@ -16,7 +16,7 @@ def finding(certified: "Certified", settings: dict[str, Any]) -> Finding:
         name="pac-bayes",
         title="What is the tuned model's error on fresh data, at most?",
         question="A PAC-Bayes certificate, and what the prior's centre is worth.",
-        words=" ".join([*_headline(certified, settings), *_priors(certified), _terms(certified)]),
+        words=" ".join([*_headline(certified, settings), *_priors(certified), _terms(certified, settings)]),
         settings=settings,
         figures=figures(certified),
         panels=_panels(certified, settings),
@@ -52,11 +52,12 @@ def _headline(certified: "Certified", settings: dict[str, Any]) -> list[str]:
     one, what = certified.certificate, _what(settings)
     sure = f"With probability {_percent(1 - one.delta)} the {what} of the tuned model under noise of scale "
     sure += f"{certified.scales[certified.headline[0]]:.2g} is at most {_show(one.value, one)} on fresh documents"
-    verdict = "which is vacuous: no predictor is worse" if one.vacuous else "a certificate that says something"
+    most = _show(one.most, one)
+    verdict = f"vacuous: no predictor can exceed {most}" if one.vacuous else f"below the {most} of a vacuous bound"
     said = [
-        f"{sure}, {verdict} (any predictor keeps to {_show(one.most, one)}). It was {_show(one.risk, one)} on the "
-        f"{one.n} documents of the bound, and the pre-trained model's is {_show(certified.before, one)} there "
-        f"(half of: {certified.facts['documents']})."
+        f"{sure}, {verdict}. It was {_show(one.risk, one)} on the {one.n} documents of the bound, and the pre-trained "
+        f"model's is {_show(certified.before, one)} there. The documents are {certified.facts['documents']}; those "
+        "not of the bound serve the prior."
     ]
     if one.most == 1:
         guess = 1 - certified.facts["common"]
@@ -96,7 +97,7 @@ def _choice(one: Certificate) -> str:
     return f"; {one.support:.3g} of the nats are for the choice of the entries" if one.support else ""
 
 
-def _terms(certified: "Certified") -> str:
+def _terms(certified: "Certified", settings: dict[str, Any]) -> str:
     one, choice = certified.certificate, ""
     if certified.choice is not None:
         choice = (
@@ -106,9 +107,23 @@ def _terms(certified: "Certified") -> str:
     return choice + (
         f"What is counted are documents, each with the mean loss of one window: the tokens of a document depend on "
         f"each other, and n is {one.n}, not their number. The certificate is about documents drawn like these, and "
-        f"about a model drawn from the noise, not about the one at its centre. Noise and prior were set on the "
-        f"{certified.facts['first_half']} other documents; each bound holds by itself, not all at once."
+        f"about a model drawn from the noise, not about the one at its centre. {_made_on(certified, settings)} Each "
+        f"bound holds by itself, not all at once."
     )
+
+
+def _made_on(certified: "Certified", settings: dict[str, Any]) -> str:
+    """What the bound takes for granted of its prior."""
+    others, centre = f"the {certified.facts['first_half']} other documents", settings["prior_adapter"]
+    if settings["adapter"] is None:
+        made = f"Noise and prior were set on {others}"
+    else:
+        at = "the pre-trained weights" if centre is None else f"the adapter in {centre}"
+        made = f"The noise was set on {others}, and the prior's centre is {at}"
+    if certified.facts["curved"]:
+        made += f"; their shape is the {settings['prior']} curvature there"
+    unseen = "the pre-trained model" + ("" if centre is None else " and that adapter")
+    return f"{made}. It presumes that {unseen} never saw the documents of the bound."
 
 
 def _what(settings: dict[str, Any]) -> str:
@@ -126,7 +141,7 @@ def _show(value: float, one: Certificate) -> str:
 
 
 def _panels(certified: "Certified", settings: dict[str, Any]) -> list[Panel]:
-    short = {space: "weights" if "random" in found else "trained" for space, found in certified.found.items()}
+    short = {space: "all" if "random" in found else "trained" for space, found in certified.found.items()}
     named = {f"{short[s]}: {name}": one for s, found in certified.found.items() for name, one in found.items()}
     sums: dict[str, dict[str, float]] = {}
     for name, one in named.items():
@@ -147,7 +162,7 @@ def _panels(certified: "Certified", settings: dict[str, Any]) -> list[Panel]:
         f"In {_what(settings)} from 0 to {first.most:g}."
     )
     divergences = Bars("KL", list(named), [one.divergence or None for one in named.values()], color(0))
-    kl_caption = "How far the posterior lies from the prior, which is what pre-training shortens."
+    kl_caption = "How far the posterior lies from the prior, which is what pre-training shortens. No bar: it is 0."
     return [
         Panel("The bound, part by part", "", "risk", marks, caption, wide=True, height=460),
         Panel("KL(Q || P)", "", "nats", [divergences], kl_caption, y_scale="log", wide=True, height=320),
