@@ -23,13 +23,17 @@ def pac_bayes(
     prior_adapter: Annotated[
         Path | None, option("An adapter trained without these documents, as the prior's centre.", "DIR", BOUND)
     ] = None,
-    method: Annotated[str, option("How to tune, where no adapter is named.", "NAME", TUNE)] = "lora",
+    method: Annotated[
+        str | None, option("How to tune, where no adapter is named.", "NAME", TUNE, default="lora")
+    ] = None,
     rank: Annotated[int | None, option("Of the adapter.", "R", TUNE, min=1, default="2, where it has one")] = None,
     parameters: Annotated[
         str | None, option("Trained parameters: a count, or a share of the model's (0.5%).", "N", TUNE)
     ] = None,
-    steps: Annotated[int, option("On the first half; half as many follow on all.", "N", TUNE, min=1)] = 60,
-    learning_rate: Annotated[float, option("Peak.", "RATE", TUNE)] = 3e-3,
+    steps: Annotated[
+        int | None, option("On the first half; half as many follow on all.", "N", TUNE, min=1, default="60")
+    ] = None,
+    learning_rate: Annotated[float | None, option("Peak.", "RATE", TUNE, default="0.003")] = None,
     loss: Annotated[str, option("error (of the next token), or nats (cut off and scaled).", "NAME", BOUND)] = "error",
     ceiling: Annotated[float, option("Nats at which a token's loss is cut off.", "NATS", BOUND)] = 8.0,
     prior: Annotated[str, option("Shape of the prior: a curvature of the first half.", "KIND", BOUND)] = "identity",
@@ -53,18 +57,18 @@ def pac_bayes(
 
     if prior_adapter is not None and adapter is None:
         raise HoldfastError("--prior-adapter without --adapter", remedy="name the adapter to certify")
-    if adapter is not None and (rank is not None or parameters is not None):
-        raise HoldfastError(
-            "--rank or --parameters with --adapter: a finished adapter is not tuned", remedy="leave it out"
-        )
+    tuning = {"method": method, "rank": rank, "parameters": parameters, "steps": steps, "learning_rate": learning_rate}
+    given = {name: value for name, value in tuning.items() if value is not None}
+    if adapter is not None and given:
+        named = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise HoldfastError(f"{named} beside --adapter: a finished adapter is not tuned", remedy="leave it out")
+    certified = {"prior": prior, "loss": loss, "ceiling": ceiling, "delta": delta, "draws": draws}
     asked = {"model": model, "target": target, "length": length, "dtype": dtype, "seed": seed}
 
     def analyse(subject: "Asked") -> "Finding":
         from holdfast.analysis.pac_bayes.study import Options, study
 
-        options = Options(
-            method, rank, parameters, steps, learning_rate, prior, loss, ceiling, delta, draws, tolerance, share
-        )
+        options = Options(**given, **certified, tolerance=tolerance, share=share)
         return study(subject, options, adapter, prior_adapter)
 
     run(out, asked, analyse, as_json)
