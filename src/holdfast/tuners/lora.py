@@ -31,10 +31,10 @@ class Lora(Tuner):
     def prepare(self, model: nn.Module, targets: Targets) -> nn.Module:
         from peft import LoraConfig, TaskType, get_peft_model
 
-        from holdfast.adapters.weight_norm import fold_weight_norm, say_folded
+        from holdfast.adapters.weight_norm import folded_with_words
 
         layers = select(model, targets)
-        say_folded(fold_weight_norm(model, sorted(layers)))
+        folded_with_words(model, layers)
         rank, alpha = self.options.rank, self.options.alpha
         causal = hasattr(model, "generate")
         config = LoraConfig(
