@@ -172,7 +172,7 @@ class Contender:
         method, targets = self._trained(hold)
         base = self.model()
         tuner = sized(self.tuner(hold), base, targets, hold.parameters)
-        model, trains = put_on(tuner, base, targets)
+        model, trains = put_on(tuner, base, targets, self.settings.length)
         get_ready(tuner, model, self.work.target_train, self.settings.training.batch_size, self.seed)
         penalties, preparation = self.penalties(model, hold)
         steered, teller = self._steered(penalties, hold), self._teller(model, hold) if tuner.shifts else None

@@ -14,7 +14,7 @@ class LoraOptions(Settings):
     """Of LoRA and its variants; recipes have rank and alpha at their top."""
 
     rank: int = Field(8, ge=1, description="of the update to each layer")
-    alpha: float | None = Field(None, gt=0, description="None: twice the rank")
+    alpha: float | None = Field(None, gt=0, description="null: twice the rank")
     dropout: float = Field(0.0, ge=0, lt=1, description="share of a layer's inputs that the adapter does not see")
 
 
