@@ -4,6 +4,7 @@ import copy
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,7 +14,9 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 import holdfast
+from holdfast import export
 from holdfast.adapters.weight_norm import check_mergeable, fold_weight_norm
+from holdfast.analysis.merged import merged
 from holdfast.errors import HoldfastError
 from holdfast.layers import is_weight_normed
 from holdfast.tuners.full import Full
@@ -73,7 +76,7 @@ def test_folding_keeps_the_function_bit_for_bit(way: str) -> None:
 
 
 @every_way
-def test_what_peft_loses_is_refused(way: str) -> None:
+def test_what_peft_loses_is_refused(way: str, tmp_path: Path) -> None:
     model = get_peft_model(stack(way), LoraConfig(target_modules=["pre", "post"]))
     stirred(model)
     adapted = model(wave()).detach()
@@ -83,6 +86,9 @@ def test_what_peft_loses_is_refused(way: str) -> None:
         check_mergeable(model)
     with pytest.raises(HoldfastError, match="'pre' is weight-normed"):
         holdfast.shifts(model)
+    for merging in (merged, lambda m: export.FORMS["merged"](m, "base", tmp_path)):
+        with pytest.raises(HoldfastError, match="silently give the unadapted layers"):
+            merging(model)
 
 
 @every_way
