@@ -177,6 +177,10 @@ KINDS = {
     "vits": Kind(of("VitsModel", **VITS), _text, "waveform"),
     "bert": Kind(of("BertModel", **TEXT), _text),
     "roberta": Kind(of("RobertaModel", **{**TEXT, "pad_token_id": 1}), _text),
+    "albert": Kind(of("AlbertModel", **TEXT, embedding_size=16), _text),
+    "mixtral": Kind(
+        of("MixtralForCausalLM", **SIZE, vocab_size=20, num_key_value_heads=2, num_local_experts=2), _text, "logits"
+    ),
     "llama": Kind(of("LlamaForCausalLM", **SIZE, vocab_size=20, pad_token_id=0), _text, "logits"),
     "gpt2": Kind(
         of(

@@ -12,8 +12,9 @@ from transformers import BertConfig, BertModel, LlamaConfig, LlamaModel, Wav2Vec
 
 from holdfast.adapters import BottleneckConfig
 from holdfast.adapters.bottleneck_block import BottleneckBlock
-from holdfast.adapters.components import by_component
 from holdfast.errors import HoldfastError
+from holdfast.tuners.bottleneck import Bottleneck
+from holdfast.tuners.sizing import by_component
 
 
 def test_the_block_is_its_equation() -> None:
@@ -30,7 +31,7 @@ def test_the_papers_count_over_a_large_speech_encoder() -> None:
     with torch.device("meta"):
         model = Wav2Vec2Model(settings)
     config = BottleneckConfig(style="layer", width=512)
-    found = by_component(get_peft_model(model, config, low_cpu_mem_usage=True))
+    found = by_component(get_peft_model(model, config, low_cpu_mem_usage=True), Bottleneck())
     assert sum(found.values()) == 24 * 1_050_112 == 25_202_688
     assert found == {"down": 24 * (1024 * 512 + 512), "up": 24 * (512 * 1024 + 1024)}
 

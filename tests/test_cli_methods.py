@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 from cli_runs import LENGTH, Place, files_in, make_model, place, refused, succeeded, tune  # noqa: F401
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from holdfast import HoldfastError, catalogue
 from holdfast.evaluation import mean_loss
@@ -32,6 +32,17 @@ def biased(place, tmp_path_factory):  # noqa: F811
     torch.manual_seed(0)
     LlamaForCausalLM(LlamaConfig(**values)).save_pretrained(path / "model")
     return Place(path, path / "model", path / "source.txt", path / "target.jsonl")
+
+
+@pytest.fixture(scope="module")
+def absolute(place, tmp_path_factory):  # noqa: F811
+    """A model with a table of 64 positions, and the place's tokenizer."""
+    path = tmp_path_factory.mktemp("absolute") / "model"
+    tokenizer = AutoTokenizer.from_pretrained(place.model)
+    tokenizer.save_pretrained(path)
+    size = {"n_positions": 64, "n_embd": 32, "n_layer": 1, "n_head": 2, "vocab_size": len(tokenizer)}
+    GPT2LMHeadModel(GPT2Config(**size, bos_token_id=None, eos_token_id=None)).save_pretrained(path)
+    return path
 
 
 @pytest.fixture(scope="module", params=METHODS)
@@ -150,6 +161,12 @@ OPTIONS = {
     "out of range": (("--method", "sift", "--set", "tuner.density=2"), ["tuner.density: it should be less than or"]),
     "none": (("--method", "ia3", "--set", "tuner.rank=1"), ["--method ia3 has no options of its own"]),
     "rank of none": (("--method", "prefix", "--rank", 4), ["--rank 4: --method prefix has none", "tuner.tokens"]),
+    "rank of none, the default": (("--method", "ia3", "--rank", 8), ["--rank 8: --method ia3 has none"]),
+    "two sizes, one the default": (("--parameters", "1%", "--rank", 8), ["parameters=1% sets rank, and rank=8"]),
+    "a prefix too long": (
+        ("--method", "prefix", "--set", "tuner.tokens=20", "--model", "ABSOLUTE"),
+        ["20 positions before rows of 48 tokens", "a table of 64 (transformer.wpe)", "--length 44"],
+    ),
     "rank below": (("--set", "tuner.rank=4"), ["tuner.rank=4: recipes have rank at their top", "rank=4"]),
     "targets of a prefix": (("--method", "prefix", "--targets", "q_proj"), ["before every attention layer"]),
     "no biases": (("--method", "bitfit"), ["no biases to train", "Llama"]),
@@ -160,7 +177,10 @@ OPTIONS = {
     ),
     "no amount": (("--parameters", "many"), ["parameters: it should be a share of the model, such as 0.5%"]),
     "no size": (("--method", "full", "--parameters", "1%"), ["--parameters 308: --method full trains 20,480"]),
-    "too few": (("--parameters", 500), ["--parameters 500: --method lora trains 1,088 already", "(rank 1)"]),
+    "too few": (
+        ("--parameters", 500),
+        ["--parameters 500: --method lora trains 1,088 already", "(rank 1)", "allow 1,088 ("],
+    ),
     "exchanged": (
         ("--method", "sift", "--set", "tuner.refresh=2", "--source", "SOURCE", "--budget", 0.1),
         ["budget=0.1 counts from where", "tuner.refresh=0"],
@@ -169,9 +189,22 @@ OPTIONS = {
 
 
 @pytest.mark.parametrize("case", OPTIONS)
-def test_options(place, out_of, case):  # noqa: F811
+def test_options(place, absolute, out_of, case):  # noqa: F811
     options, says = OPTIONS[case]
-    refused(*tune(place, out_of), *(place.source if one == "SOURCE" else one for one in options), says=says)
+    places = {"SOURCE": place.source, "ABSOLUTE": absolute}
+    refused(*tune(place, out_of), *(places.get(one, one) for one in options), says=says)
+
+
+def test_an_option_is_set_as_the_list_has_it(place, tmp_path):  # noqa: F811
+    more = ("--method", "convadapter", "--set", "tuner.se_reduction=null", "--set", "tuner.kernels=[3, 3]", "--json")
+    (row,) = succeeded(*tune(place, tmp_path / "out", *more)).json["rows"]
+    assert set(row["trainable_by_component"]) == {"norm", "convolutions"}
+    assert row["tuner"]["kernels"] == [3, 3]
+
+
+def test_a_gate_that_a_budget_makes_smaller_is_said(place, tmp_path):  # noqa: F811
+    done = succeeded(*tune(place, tmp_path / "out", "--method", "convadapter", "--parameters", 850, "--json"))
+    assert "se_reduction 32, mixing null: 800 parameters train" in done.err
 
 
 def test_biases_of_the_targets_alone(biased, tmp_path):
@@ -278,6 +311,8 @@ def test_methods_are_listed_with_their_options():
     said = succeeded("methods").out
     assert "tuner.density" in said
     assert "tuner.rank" not in said
+    (kernels,) = [line.split() for line in said.splitlines() if "tuner.kernels" in line]
+    assert kernels[2:5] == ["[3,", "5,", "3]"]  # as --set takes them
 
 
 @pytest.mark.parametrize("name", [name for name in METHODS if catalogue.tuner(name).registered_by])

@@ -31,7 +31,7 @@ def contender(place):
         (Hold(), {"rank": 2}, {"lora_A": 1024, "lora_B": 1152}, True),
         (Hold(method="sift", parameters=100), {"count": 100}, {"sift_weight": 100}, True),
         (Hold(method="lora", parameters=1100), {"rank": 1}, {"lora_A": 512, "lora_B": 576}, True),
-        (Hold(method="prefix", tuner={"tokens": 3}, distill=0.1), {"tokens": 3}, {"prompt_encoder": 384}, False),
+        (Hold(method="prefix", tuner={"tokens": 3}, distill=0.1), {"tokens": 3}, {"prefix": 384}, False),
     ],
     ids=["lora", "sift", "lora-small", "prefix"],
 )

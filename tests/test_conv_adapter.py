@@ -10,9 +10,11 @@ from torch.nn import functional
 from torch.testing import assert_close
 
 from holdfast.adapters import ConvAdapterConfig
-from holdfast.adapters.components import by_component, component_of
+from holdfast.adapters.components import component_of
 from holdfast.adapters.conv_block import ConvBlock
 from holdfast.errors import HoldfastError
+from holdfast.tuners.convadapter import ConvAdapter
+from holdfast.tuners.sizing import by_component
 
 
 def block(width: int = 16, causal: bool = False, **settings: Any) -> ConvBlock:
@@ -72,7 +74,7 @@ def test_the_papers_count_over_a_large_speech_encoder() -> None:
     with torch.device("meta"):
         model = Wav2Vec2Model(settings)
     model = get_peft_model(model, ConvAdapterConfig(preset="paper"), low_cpu_mem_usage=True)
-    found = by_component(model)
+    found = by_component(model, ConvAdapter())
     assert sum(found.values()) == 3_403_776
     assert found == {"norm": 24 * 2_048, "convolutions": 24 * 8_704, "squeeze-excitation": 24 * 131_072}
     assert component_of("layers.0.convadapter_blocks.default.layer.mixing.up.weight") == "mixing"

@@ -40,8 +40,11 @@ def test_padded_speech_is_heard_as_it_is_alone(name: str, position: str) -> None
             assert_close(found, alone, **CLOSE)
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize("name", ["bert", "roberta", "t5", "llama", "gpt2", "opt"])
+TEXT = [(name, way) for name in ("bert", "roberta", "t5", "llama", "gpt2", "opt") for way in ("sdpa", "eager")]
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.parametrize(("name", "attention"), [*TEXT, ("llama", "flex_attention"), ("bert", "flex_attention")])
 @pytest.mark.parametrize("position", PLACES)
 def test_padded_text_is_read_as_it_is_alone(name: str, position: str, attention: str) -> None:
     model = adapted(name, position=position)
@@ -58,14 +61,19 @@ def test_padded_text_is_read_as_it_is_alone(name: str, position: str, attention:
             mask = torch.ones_like(batch)
             mask[0, :before], mask[0, before + 9 :] = 0, 0
             given: dict[str, Any] = {"input_ids": batch, "attention_mask": mask}
-            if name == "llama":  # GPT-2 and OPT tell positions from the mask or are given them
-                given["position_ids"] = (mask.cumsum(1) - 1).clamp_min(0)
-            if name == "gpt2":
+            if name in ("llama", "gpt2"):  # OPT tells positions from the mask
                 given["position_ids"] = (mask.cumsum(1) - 1).clamp_min(0)
             if name == "t5":
                 given["decoder_input_ids"] = torch.cat([more["decoder_input_ids"], tokens(1, 5).flip(1)])
             found = getattr(model(**given), kind.output)[:1]
             assert_close(found if name == "t5" else found[:, before : before + 9], alone, **CLOSE)
+
+
+def test_masks_of_unknown_forms_are_refused() -> None:
+    model = adapted("bert")
+    layer = model.get_base_model().encoder.layer[0]
+    with pytest.raises(HoldfastError, match=r"mask is a dict(.|\n)*attn_implementation"):
+        layer(drawn(1, 4, 16), attention_mask={"full": None})
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "opt", "t5", "whisper", "speecht5"])

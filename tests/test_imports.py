@@ -55,7 +55,7 @@ ALLOWED = {
         "targets",
         "errors",
     },
-    "tuners": {"tuners", "adapters", "recipe", "sift", "targets", "errors"},
+    "tuners": {"tuners", "adapters", "layers", "recipe", "sift", "targets", "errors"},
     "tasks": {"tasks", "errors"},
     "budgets": {"budgets", "batches", "evaluation", "likelihood", "layers", "pretrained", "progress", "errors"},
     "analysis/figure": {"report"},

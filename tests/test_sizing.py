@@ -22,16 +22,17 @@ BUDGETS = (900, 2_345, 9_000)
 @pytest.mark.parametrize("method", SIZED)
 def test_the_largest_size_within_the_budget(method, budget):
     tuner = chosen(catalogue.tuner(method), {})
-    count = lambda size: trained(tuner.sized(size).prepare(make_model(300), ALL_LINEAR))  # noqa: E731
-    if not tuner.counts and (least := count(tuner.least)) > budget:
+    count = lambda form, size: trained(form.sized(size).prepare(make_model(300), ALL_LINEAR))  # noqa: E731
+    forms = [tuner, *tuner.smaller()]
+    if not tuner.counts and (least := count(forms[-1], forms[-1].least)) > budget:
         with pytest.raises(HoldfastError, match=f"{least:,} already at its smallest"):
             solve(make_model(300), tuner, ALL_LINEAR, budget)
         return
     found = solve(make_model(300), tuner, ALL_LINEAR, budget)
     size = getattr(found.options, tuner.sizes[0]) or 0
-    assert count(size) <= budget < count(size + 1)
+    assert count(found, size) <= budget < count(found, size + 1)
     if tuner.counts:
-        assert count(size) == budget
+        assert count(found, size) == budget
 
 
 @pytest.mark.parametrize("method", [name for name in catalogue.names("tuner") if name not in (*SIZED, "bitfit")])
@@ -40,6 +41,24 @@ def test_what_has_no_size_says_what_it_trains(method):
     count = trained(tuner.prepare(make_model(300), ALL_LINEAR))
     with pytest.raises(HoldfastError, match=f"trains {count:,} parameters of this model, and has no size"):
         solve(make_model(300), tuner, ALL_LINEAR, 1_000)
+
+
+def test_a_convadapter_below_its_gate():
+    """The first of the smaller gates that fits, the mixing with what is left, and no gate at all in the end."""
+    tuner = chosen(catalogue.tuner("convadapter"), {"se_reduction": 2})  # said, so that it is kept
+    blocks, widths = 2, 32  # of the model
+    without = blocks * (8 * widths + 5 * widths // 2)
+    gate = lambda reduction: blocks * 2 * widths * (widths // reduction)  # noqa: E731
+    with pytest.raises(HoldfastError, match=f"trains {without + gate(2):,} already at its smallest"):
+        solve(make_model(300), tuner, ALL_LINEAR, without + gate(2) - 1)
+    tuner = chosen(catalogue.tuner("convadapter"), {})
+    for budget, reduction in ((without + gate(16), 16), (without + gate(16) - 1, 32), (without + gate(32) - 1, None)):
+        found = solve(make_model(300), tuner, ALL_LINEAR, budget)
+        assert (found.options.se_reduction, found.options.mixing) == (reduction, None)
+    with pytest.raises(HoldfastError, match=f"{without:,} already"):
+        solve(make_model(300), tuner, ALL_LINEAR, without - 1)
+    with pytest.raises(HoldfastError, match=f"{without + gate(16):,} already"):
+        solve(make_model(300), chosen(catalogue.tuner("convadapter"), {"preset": "paper"}), ALL_LINEAR, without)
 
 
 def test_what_is_set_by_hand_stays():
@@ -100,6 +119,10 @@ def test_components():
         found = by_component(model, tuner)
         assert set(found) == parts
         assert sum(found.values()) == trained(model)
+    for hidden, parts in ((None, {"prefix"}), (4, {"prefix", "network"})):
+        tuner = chosen(catalogue.tuner("prefix"), {"hidden": hidden})
+        model = tuner.prepare(make_model(300), ALL_LINEAR)
+        assert set(by_component(model, tuner)) == parts
     full = chosen(catalogue.tuner("full"), {})
     assert by_component(full.prepare(nn.Sequential(nn.Linear(3, 4)), "0"), full) == {"weight": 12}
 

@@ -4,6 +4,7 @@ import copy
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,10 +14,15 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 import holdfast
+from holdfast import export
 from holdfast.adapters.weight_norm import check_mergeable, fold_weight_norm
+from holdfast.analysis.merged import merged
 from holdfast.errors import HoldfastError
 from holdfast.layers import is_weight_normed
+from holdfast.tuners.full import Full
+from holdfast.tuners.ia3 import Ia3
 from holdfast.tuners.lora import Lora
+from holdfast.tuners.options import chosen
 
 
 def old(module: nn.Module) -> nn.Module:
@@ -70,7 +76,7 @@ def test_folding_keeps_the_function_bit_for_bit(way: str) -> None:
 
 
 @every_way
-def test_what_peft_loses_is_refused(way: str) -> None:
+def test_what_peft_loses_is_refused(way: str, tmp_path: Path) -> None:
     model = get_peft_model(stack(way), LoraConfig(target_modules=["pre", "post"]))
     stirred(model)
     adapted = model(wave()).detach()
@@ -80,18 +86,52 @@ def test_what_peft_loses_is_refused(way: str) -> None:
         check_mergeable(model)
     with pytest.raises(HoldfastError, match="'pre' is weight-normed"):
         holdfast.shifts(model)
+    for merging in (merged, lambda m: export.FORMS["merged"](m, "base", tmp_path)):
+        with pytest.raises(HoldfastError, match="silently give the unadapted layers"):
+            merging(model)
 
 
 @every_way
 def test_holdfasts_lora_merges_to_what_it_computed(way: str) -> None:
     with pytest.warns(UserWarning, match="folded into the weights of pre"):
-        model = Lora().prepare(stack(way), ["pre", "post"], rank=2, alpha=4)
+        model = chosen(Lora, {}, rank=2, alpha=4).prepare(stack(way), ["pre", "post"])
     stirred(model)
     check_mergeable(model)
     assert set(holdfast.shifts(model)) == {"pre", "post"}
     with torch.no_grad():
         adapted = model(wave())
         assert_close(model.merge_and_unload()(wave()), adapted, rtol=1e-5, atol=1e-5)
+
+
+@every_way
+def test_ia3_merges_to_what_it_computed(way: str) -> None:
+    layer = nn.Conv2d if way == "over-time" else nn.Linear  # which has no third dimension to norm over
+    made = nn.Sequential(WAYS[way](layer(4, 6, 1) if layer is nn.Conv2d else layer(4, 6)))  # type: ignore[operator]
+    x = drawn(2, 4, 3, 3) if layer is nn.Conv2d else drawn(2, 4)
+    with pytest.warns(UserWarning, match="folded into the weights of 0"):
+        model = stirred(Ia3().prepare(made, ["0"]))
+    with torch.no_grad():
+        adapted = model(x)
+        assert_close(model.merge_and_unload()(x), adapted, rtol=1e-5, atol=1e-5)
+
+
+def test_what_ia3_can_not_scale_is_said_in_words() -> None:
+    with pytest.raises(HoldfastError, match=r"can't scale one of these layers(.|\n)*--targets"):
+        Ia3().prepare(stack("new"), ["pre"])
+
+
+@every_way
+def test_full_fine_tuning_trains_magnitudes_and_directions(way: str) -> None:
+    model = stack(way)
+    names, before = list(model.state_dict()), model(wave()).detach()
+    Full().prepare(model, ["pre", "post"])
+    trained = [n for n, p in model.named_parameters() if p.requires_grad]
+    assert [n.split(".")[0] for n in trained] == ["pre", "pre", "post"]
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    model(wave()).square().mean().backward()
+    optimizer.step()
+    assert float((model(wave()) - before).detach().abs().max()) > 1e-4
+    assert list(model.state_dict()) == names
 
 
 @every_way

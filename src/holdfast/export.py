@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from holdfast.adapters.weight_norm import check_mergeable
 from holdfast.combine import base_of
 from holdfast.errors import HoldfastError, look_up
 from holdfast.files import output_folder, whole_folder, write_text
@@ -58,6 +59,7 @@ def _shira(loaded: Any, base: str, folder: Path) -> dict[str, Any]:
 def _merged(loaded: Any, base: str, folder: Path) -> dict[str, Any]:
     if not hasattr(loaded, "merge_and_unload"):
         raise _unmergeable(loaded)
+    check_mergeable(loaded)
     try:
         whole = loaded.merge_and_unload()
     except (AttributeError, NotImplementedError) as error:  # prompts and prefixes, packed weights

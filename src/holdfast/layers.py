@@ -195,6 +195,15 @@ def is_weight_normed(module: nn.Module) -> bool:
     return any(isinstance(h, WeightNorm) and h.name == "weight" for h in module._forward_pre_hooks.values())
 
 
+def weight_parameters(module: Any) -> list[nn.Parameter]:
+    """The layer's weight, or what it is computed from where it is (magnitude and direction of a weight-normed one)."""
+    if parametrize.is_parametrized(module, "weight"):
+        return list(module.parametrizations.weight.parameters())
+    if is_weight_normed(module):
+        return [module.weight_g, module.weight_v]
+    return [module.weight]
+
+
 def is_embedding(kind: LayerKind) -> bool:
     """Whether input rows are indices instead of vectors."""
     return isinstance(kind, EmbeddingKind)

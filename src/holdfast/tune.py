@@ -27,7 +27,7 @@ from holdfast.training import Trained, train
 from holdfast.tune_recipe import TuneRecipe
 from holdfast.tuned import PRODUCTS, check_destination, save, write_report
 from holdfast.tuners.tuner import Tuner
-from holdfast.tuning_method import Trains, check_held, put_on, sized, tuner_of
+from holdfast.tuning_method import Trains, check_held, put_on, size_in_words, sized, tuner_of
 
 Say = Callable[[str], None]
 
@@ -120,10 +120,10 @@ def _prepared(recipe: TuneRecipe, tuner: Tuner, holding: Holding, out: Path, res
     holding.measure(base, sides["source"], "weights")
     text = _distilled(recipe, base, sides["source"])
     torch.manual_seed(recipe.seed)
-    tuner = sized(tuner, base, recipe.targets, recipe.parameters)
+    asked, tuner = tuner, sized(tuner, base, recipe.targets, recipe.parameters)
     rows, size = sides["target"].rows, recipe.training.batch_size
     model, trains = put_on(tuner, base, recipe.targets, rows, size, recipe.seed)
-    say(f"{tuner.sizes[0]} {getattr(tuner.options, tuner.sizes[0])}: {trains}" if recipe.parameters else str(trains))
+    say(f"{size_in_words(asked, tuner)}: {trains}" if recipe.parameters else str(trains))
     for product in PRODUCTS:
         check_destination(out / product)
     holding.measure(model, sides["source"], "adapter")

@@ -1,6 +1,7 @@
 """The method of a tuning run: its options, its size where a budget of parameters sets it, and what it trains."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,9 +16,11 @@ from holdfast.report.words import in_words
 from holdfast.targets import Targets
 from holdfast.tune_recipe import TuneRecipe
 from holdfast.tuners.amount import Amount
-from holdfast.tuners.options import chosen
+from holdfast.tuners.options import chosen, written
 from holdfast.tuners.sizing import by_component, solve
 from holdfast.tuners.tuner import Tuner
+
+POSITIONS = re.compile("position|^wpe$")  # names of learned tables of positions
 
 
 @dataclass(frozen=True)
@@ -46,14 +49,18 @@ class Trains:
         return f"{self.count:,} parameters train ({share}): {in_words(self.components)}"
 
 
-def tuner_of(recipe: TuneRecipe) -> Tuner:
+def tuner_of(recipe: TuneRecipe, said: Collection[str] = ()) -> Tuner:
     """The recipe's method with its options; its size is yet open where `parameters` sets it.
+
+    Args:
+        recipe: what was asked for. One that is read again has every key, so defaults count as not said.
+        said: those of rank and alpha that were said in so many words, a default or not.
 
     Raises:
         HoldfastError: a name or an option that nothing has, or a size beside the budget that sets it.
     """
     tuner = catalogue.tuner(recipe.method)
-    top = {key: getattr(recipe, key) for key in ("rank", "alpha") if recipe.changed(key)}
+    top = {key: getattr(recipe, key) for key in ("rank", "alpha") if key in said or recipe.changed(key)}
     made = chosen(tuner, recipe.tuner, **top)
     given = {**recipe.tuner, **top}
     if recipe.parameters is not None and (key := next((key for key in tuner.sizes if key in given), None)):
@@ -94,6 +101,12 @@ def sized(tuner: Tuner, base: nn.Module, targets: Targets, parameters: str | int
     return solve(base, tuner, targets, Amount.parse(parameters).of(parameters_of(base)))
 
 
+def size_in_words(asked: Tuner, tuner: Tuner) -> str:
+    """What a budget of parameters set of a method's options: "se_reduction 64, mixing 10"."""
+    before, now = asked.options.model_dump(), tuner.options.model_dump()
+    return ", ".join(f"{key} {written(now[key])}" for key in now if now[key] != before[key] or key == tuner.sizes[0])
+
+
 def parameters_of(model: nn.Module) -> int:
     """How many parameters a model has; what is tied counts once."""
     return sum(parameter.numel() for parameter in model.parameters())
@@ -104,13 +117,40 @@ def put_on(
 ) -> tuple[nn.Module, Trains]:
     """The model to train, ready for its first step (see `get_ready`), and what trains of it.
 
+    Args:
+        tuner: the method.
+        base: changed in place.
+        targets: the layers.
+        rows: that it will be trained on.
+        size: of a batch.
+        seed: of the rows that it is made ready with.
+
     Raises:
-        HoldfastError: see `Tuner.prepare`.
+        HoldfastError: see `Tuner.prepare`; more positions than the model has.
     """
+    _check_positions(tuner, base, max(len(row["input_ids"]) for row in rows))
     parameters = parameters_of(base)
     model = tuner.prepare(base, targets)
     get_ready(tuner, model, rows, size, seed)
     return model, Trains(tuner.name, tuner.options.model_dump(mode="json"), parameters, by_component(model, tuner))
+
+
+def _check_positions(tuner: Tuner, base: nn.Module, length: int) -> None:
+    """Raise HoldfastError where what the method puts before a row makes it longer than a table of positions."""
+    limit = getattr(getattr(base, "config", None), "max_position_embeddings", None)
+    if not tuner.positions or limit is None or tuner.positions + length <= limit:
+        return
+    tables = [
+        name
+        for name, module in base.named_modules()
+        if isinstance(module, nn.Embedding) and POSITIONS.search(name.rpartition(".")[2])
+    ]
+    if tables:  # rotary and relative positions go on beyond
+        raise HoldfastError(
+            f"{tuner.positions} positions before rows of {length} tokens, but the model has a table of {limit} "
+            f"({tables[0]})",
+            remedy=f"--length {max(limit - tuner.positions, 1)} or less, or a shorter prefix",
+        )
 
 
 def get_ready(tuner: Tuner, model: nn.Module, rows: Sequence[Row], size: int, seed: int) -> None:

@@ -1,7 +1,5 @@
 """Which part of an adapter a parameter belongs to, so that counts can be told apart."""
 
-from torch import nn
-
 BLOCKS = ("convadapter_blocks", "bottleneck_blocks")
 
 
@@ -18,12 +16,3 @@ def component_of(parameter: str) -> str:
             known = ("norm", "convolutions", "squeeze_excitation", "mixing", "scale", "down", "up")
             return next((part.replace("_", "-") for part in inner if part in known), "other")
     return "other"
-
-
-def by_component(model: nn.Module) -> dict[str, int]:
-    """Component -> its number of trainable parameters."""
-    found: dict[str, int] = {}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            found[component_of(name)] = found.get(component_of(name), 0) + parameter.numel()
-    return found

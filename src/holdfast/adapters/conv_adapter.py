@@ -54,7 +54,11 @@ class ConvAdapterConfig(PeftConfig):
         position: "layer" (after the whole layer), "attention" or "feed_forward" (on what that sublayer adds), or
             "parallel" (beside the feed-forward sublayer).
         masked: padding is set to zero before every convolution and left out of the gate's mean; None for the
-            preset's: True or False.
+            preset's: True or False. Padding is known where the target is given the mask, as transformer layers are; a
+            linear layer or a convolution that is named itself is not, and everything counts as real there.
+
+    Sequences that are packed into one row, and told apart by their positions or a mask over pairs only, are one
+    sequence to the convolutions and the gate.
 
     Raises:
         HoldfastError: a value outside its range.

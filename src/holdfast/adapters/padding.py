@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from holdfast.errors import HoldfastError
+
 MASKS = ("attention_mask", "padding_mask", "mask")
 HIDDEN = -5e3  # additive masks hold 0 where seen, and something far below where not: -1e4 at the least
 INVERTED = ("src_key_padding_mask", "key_padding_mask")  # torch's own layers: True is padding
@@ -21,15 +23,34 @@ def valid_positions(arguments: Mapping[str, Any], batch: int, time: int) -> Tens
         arguments: name -> what the layer is called with.
         batch: of the hidden states.
         time: of the hidden states.
+
+    Raises:
+        HoldfastError: a mask in a form that is not known.
     """
     for name in (*MASKS, *INVERTED):
         mask = arguments.get(name)
-        if isinstance(mask, Tensor):
+        if mask is not None and not isinstance(mask, Tensor):
+            return _asked(mask, batch, time, arguments)
+        if mask is not None:
             found = _read(mask, time)
             if found is not None:
                 found = ~found if name in INVERTED and mask.dtype == torch.bool else found
                 return found.expand(batch, time)
     return None
+
+
+def _asked(mask: Any, batch: int, time: int, arguments: Mapping[str, Any]) -> Tensor:
+    """(batch, time) of flex attention's mask, a function of pairs: where a position may see itself."""
+    sees = getattr(mask, "mask_mod", None)
+    if sees is None:
+        raise HoldfastError(
+            f"a layer's mask is a {type(mask).__name__}, from which padding can't be told",
+            wanted="a tensor, or flex attention's BlockMask",
+            remedy="load the model with attn_implementation='sdpa' or 'eager'",
+        )
+    device = next((one.device for one in arguments.values() if isinstance(one, Tensor)), None)
+    at, rows = torch.arange(time, device=device), torch.arange(batch, device=device)
+    return torch.vmap(lambda row: torch.vmap(lambda t: sees(row, row.new_zeros(()), t, t))(at))(rows)
 
 
 def _read(mask: Tensor, time: int) -> Tensor | None:

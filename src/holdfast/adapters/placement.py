@@ -9,9 +9,8 @@ from torch import nn
 from holdfast.errors import HoldfastError
 
 FEED_FORWARD = ("feed_forward", "mlp", "ffn2", "ffn", "ff", "DenseReluDense", "feed_forward_module")
-PAIRS = (("fc1", "fc2"), ("linear1", "linear2"), ("lin1", "lin2"))
+PAIRS = (("fc1", "fc2"), ("linear1", "linear2"), ("lin1", "lin2"), ("ffn", "ffn_output"))
 CONVOLUTIONS = (nn.Conv1d, nn.ConvTranspose1d)
-WEIGHTED = (nn.Linear, nn.Conv1d, nn.Conv2d)
 LAYER_NUMBER = re.compile(r"\.(\d+)(?=\.|$)")
 
 
@@ -52,11 +51,14 @@ def layer_pattern(model: nn.Module) -> str:
 
 
 def is_layer(module: nn.Module) -> bool:
-    """Whether a module is a transformer layer: an attention, and weights outside it and outside norms."""
+    """Whether a module is a transformer layer: an attention, and weights outside it, which are matrices or larger.
+
+    By parameters, not by the modules that hold them: a mixture's experts are bare tensors.
+    """
     inside = [name for name, child in module.named_modules() if name and _attends(child)]
     return bool(inside) and any(
-        isinstance(child, WEIGHTED) or type(child).__name__ == "Conv1D"
-        for name, child in module.named_modules()
+        parameter.dim() > 1
+        for name, parameter in module.named_parameters()
         if not any(name.startswith(f"{outer}.") for outer in inside)
     )
 
@@ -89,7 +91,8 @@ def feed_forward_site(layer: nn.Module) -> Site | None:
     names = [name for name, _ in layer.named_modules() if name]
     for leaf in FEED_FORWARD:
         for name in reversed(names):
-            if name.rpartition(".")[2] == leaf:
+            whole = not isinstance(layer.get_submodule(name), nn.Linear)  # ALBERT's "ffn" is half of one
+            if name.rpartition(".")[2] == leaf and whole:
                 return Site(name, name)
     for first, second in PAIRS:
         if first in names and second in names:

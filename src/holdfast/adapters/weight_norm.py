@@ -54,9 +54,9 @@ def fold_weight_norm(model: nn.Module, names: Iterable[str]) -> list[str]:
     return folded
 
 
-def say_folded(names: list[str]) -> None:
-    """Warn of what `fold_weight_norm` changed; nothing if that is nothing."""
-    if names:
+def folded_with_words(model: nn.Module, names: Iterable[str]) -> None:
+    """`fold_weight_norm`, with a warning of what it changed."""
+    if names := fold_weight_norm(model, sorted(names)):
         warnings.warn(
             f"weight norm was folded into the weights of {', '.join(names)}: the function is the same, but these "
             "layers are saved under other names than in the model they came from",

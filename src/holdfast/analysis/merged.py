@@ -23,8 +23,10 @@ def merged(model: Any) -> Any:
     """The model itself, its adapter put into its weights; as it is where it has none.
 
     Raises:
-        HoldfastError: an adapter that moves no weights (prompts, prefixes).
+        HoldfastError: an adapter that moves no weights (prompts, prefixes), or one on weight-normed layers.
     """
+    from holdfast.adapters.weight_norm import check_mergeable
+
     if not hasattr(model, "peft_config"):
         return model
     if not hasattr(model.base_model, "merge_and_unload"):
@@ -33,4 +35,5 @@ def merged(model: Any) -> Any:
             causes=["prompts and prefixes stand beside the model"],
             remedy="name an adapter that changes weights (LoRA, IA3, SIFT and the like)",
         )
+    check_mergeable(model)
     return model.merge_and_unload()

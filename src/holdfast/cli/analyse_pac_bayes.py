@@ -1,7 +1,7 @@
 """`holdfast analyse pac-bayes`: a guarantee for the tuned model, and what the prior's centre is worth."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from holdfast.cli.analyse_options import SUBJECT, Adapter, AsJson, Dtype, Length, Model, Seed, out_option, run
 from holdfast.cli.options import option
@@ -57,12 +57,18 @@ def pac_bayes(
 
     if prior_adapter is not None and adapter is None:
         raise HoldfastError("--prior-adapter without --adapter", remedy="name the adapter to certify")
-    tuning = {"method": method, "rank": rank, "parameters": parameters, "steps": steps, "learning_rate": learning_rate}
+    tuning: dict[str, Any] = {
+        "method": method,
+        "rank": rank,
+        "parameters": parameters,
+        "steps": steps,
+        "learning_rate": learning_rate,
+    }
     given = {name: value for name, value in tuning.items() if value is not None}
     if adapter is not None and given:
         named = ", ".join(f"--{name.replace('_', '-')}" for name in given)
         raise HoldfastError(f"{named} beside --adapter: a finished adapter is not tuned", remedy="leave it out")
-    certified = {"prior": prior, "loss": loss, "ceiling": ceiling, "delta": delta, "draws": draws}
+    certified: dict[str, Any] = {"prior": prior, "loss": loss, "ceiling": ceiling, "delta": delta, "draws": draws}
     asked = {"model": model, "target": target, "length": length, "dtype": dtype, "seed": seed}
 
     def analyse(subject: "Asked") -> "Finding":

@@ -15,6 +15,7 @@ def methods(as_json: Annotated[bool, flag("--json", "Print JSON.")] = False) -> 
 
     quiet_libraries()
     from holdfast import catalogue
+    from holdfast.tuners.options import written
 
     entries = catalogue.entries()
     if as_json:
@@ -23,7 +24,12 @@ def methods(as_json: Annotated[bool, flag("--json", "Print JSON.")] = False) -> 
     rows = [[entry.room, entry.name, entry.summary, entry.paper] for entry in entries]
     print_table("What Holdfast holds", ["room", "name", "what it is", "paper"], rows)
     options = [
-        [entry.name, _key(option.name), str(option.default), option.what + " (--parameters sets it)" * option.sizes]
+        [
+            entry.name,
+            _key(option.name),
+            written(option.default),
+            option.what + " (--parameters sets it)" * option.sizes,
+        ]
         for entry in entries
         for option in entry.options
     ]

@@ -144,18 +144,21 @@ def tune(
             raise HoldfastError(f"no {key} was named", remedy=f"pass --{key}, or a recipe that has it")
     settings = recipes.validate(TuneRecipe, values)
     try:
-        _run(settings, out, resume, as_json)
+        _run(settings, out, resume, as_json, () if rank is None else ("rank",))
     except Interrupted as stop:
         stop.kept, stop.remedy = _how_to_go_on(out, settings.training.save_steps)
         raise
 
 
-def _run(settings: Any, out: Path, resume: bool, as_json: bool) -> None:
+def _run(settings: Any, out: Path, resume: bool, as_json: bool, said: tuple[str, ...]) -> None:
     from holdfast.cli.output import errors, print_json, quiet_libraries, say
 
     quiet_libraries()
     from holdfast.cli.summary import print_rows
     from holdfast.tune import tune as run
+    from holdfast.tuning_method import tuner_of
+
+    tuner_of(settings, said)
 
     if errors.is_terminal:
         from holdfast.cli.live_training import LiveTraining

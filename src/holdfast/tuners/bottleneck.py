@@ -14,7 +14,7 @@ class BottleneckOptions(Settings):
     """Of bottleneck adapters; see `holdfast.BottleneckConfig`."""
 
     style: Literal["houlsby", "pfeiffer", "parallel", "layer"] = Field("pfeiffer", description="where they stand")
-    width: int | None = Field(None, ge=1, description="channels inside; None: by reduction")
+    width: int | None = Field(None, ge=1, description="channels inside; null: by reduction")
     reduction: int = Field(16, ge=1, description="the layer's width over the adapter's, where width is not given")
     activation: str = Field("relu", description="a name that transformers knows")
     norm: Literal["layer", "rms", "none"] = Field("none", description="before the first layer")

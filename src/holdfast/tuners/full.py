@@ -2,12 +2,16 @@
 
 from torch import nn
 
+from holdfast.layers import weight_parameters
 from holdfast.targets import Targets, select
 from holdfast.tuners.tuner import Tuner
 
 
 class Full(Tuner):
-    """Every weight of the targeted layers is trained; the shift is dense."""
+    """Every weight of the targeted layers is trained; the shift is dense.
+
+    Of a weight that is computed at every use, as weight norm's is, what it is computed from: the model keeps its form.
+    """
 
     name = "full"
     paper = ""
@@ -17,5 +21,6 @@ class Full(Tuner):
         layers = select(model, targets)
         model.requires_grad_(False)
         for layer in layers.values():
-            layer.weight.requires_grad_(True)
+            for parameter in weight_parameters(layer):
+                parameter.requires_grad_(True)
         return model

@@ -36,7 +36,10 @@ class Ia3(Tuner):
     def prepare(self, model: nn.Module, targets: Targets) -> nn.Module:
         from peft import IA3Config, TaskType, get_peft_model
 
+        from holdfast.adapters.weight_norm import folded_with_words
+
         layers = self._layers(model, targets)
+        folded_with_words(model, layers)
         first = [name for name in layers if ACTIVATIONS.fullmatch(name)]
         config = IA3Config(
             target_modules=sorted(layers),
@@ -45,7 +48,13 @@ class Ia3(Tuner):
             task_type=TaskType.CAUSAL_LM if hasattr(model, "generate") else None,
             fan_in_fan_out=any(type(module).__name__ == "Conv1D" for module in layers.values()),
         )
-        return get_peft_model(model, config)
+        try:
+            return get_peft_model(model, config)
+        except ValueError as error:  # it scales linear layers and convolutions over planes only
+            raise HoldfastError(
+                f"PEFT's (IA)^3 can't scale one of these layers: {' '.join(str(error).split())}",
+                remedy="name linear layers: --targets",
+            ) from error
 
     def _layers(self, model: nn.Module, targets: Targets) -> dict[str, Any]:
         layers = select(model, targets)

@@ -14,7 +14,7 @@ class LoraOptions(Settings):
     """Of LoRA and its variants; recipes have rank and alpha at their top."""
 
     rank: int = Field(8, ge=1, description="of the update to each layer")
-    alpha: float | None = Field(None, gt=0, description="None: twice the rank")
+    alpha: float | None = Field(None, gt=0, description="null: twice the rank")
     dropout: float = Field(0.0, ge=0, lt=1, description="share of a layer's inputs that the adapter does not see")
 
 
@@ -31,10 +31,10 @@ class Lora(Tuner):
     def prepare(self, model: nn.Module, targets: Targets) -> nn.Module:
         from peft import LoraConfig, TaskType, get_peft_model
 
-        from holdfast.adapters.weight_norm import fold_weight_norm, say_folded
+        from holdfast.adapters.weight_norm import folded_with_words
 
         layers = select(model, targets)
-        say_folded(fold_weight_norm(model, sorted(layers)))
+        folded_with_words(model, layers)
         rank, alpha = self.options.rank, self.options.alpha
         causal = hasattr(model, "generate")
         config = LoraConfig(

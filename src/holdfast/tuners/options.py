@@ -1,5 +1,6 @@
 """A tuner with the options that a recipe gives it."""
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,6 +10,11 @@ from holdfast.tuners.tuner import Tuner
 
 PART = "tuner."  # where a recipe has a method's own options
 TOP = ("rank", "alpha")  # options that recipes have at their top
+
+
+def written(value: Any) -> str:
+    """An option's value as recipes and --set have it: null, false, [3, 5, 3]."""
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def chosen(tuner: type[Tuner], given: Mapping[str, Any], **top: Any) -> Tuner:

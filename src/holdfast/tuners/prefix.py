@@ -32,6 +32,13 @@ class Prefix(Tuner):
     shifts = False
     options: PrefixOptions
 
+    @property
+    def positions(self) -> int:
+        return self.options.tokens
+
+    def component(self, name: str) -> str:
+        return "network" if ".transform." in name else "prefix"
+
     def prepare(self, model: nn.Module, targets: Targets) -> nn.Module:
         from peft import PrefixTuningConfig, get_peft_model
 

@@ -1,5 +1,6 @@
 """As many trained parameters as a budget allows: the size of a method, solved by counting."""
 
+import math
 import warnings
 from collections import Counter
 from collections.abc import Callable
@@ -28,7 +29,7 @@ def by_component(model: nn.Module, tuner: Tuner) -> dict[str, int]:
 
 
 def solve(model: nn.Module, tuner: Tuner, targets: Targets, budget: int) -> Tuner:
-    """The tuner at the largest size whose trained parameters are no more than `budget`.
+    """The tuner at the largest size whose trained parameters are no more than `budget`, in a smaller form if need be.
 
     The method is put on a weightless copy of the model at one size after another, so whatever it trains is counted
     as it is. The count grows with the size; where the method's size is the count, nothing has to be searched.
@@ -51,16 +52,19 @@ def solve(model: nn.Module, tuner: Tuner, targets: Targets, budget: int) -> Tune
         )
     if tuner.counts:
         return tuner.sized(budget)
-    counted = lambda size: _count(model, tuner.sized(size), targets)  # noqa: E731
-    smallest = counted(tuner.least)
-    if smallest > budget:
-        raise HoldfastError(
-            f"--parameters {budget:,}: --method {tuner.name} trains {smallest:,} already at its smallest "
-            f"({tuner.sizes[0]} {tuner.least})",
-            remedy=f"allow {smallest:,} or more, choose fewer targets, other options of the method's, or another "
-            "--method; holdfast methods lists them",
-        )
-    return tuner.sized(largest(counted, budget, tuner.least))
+    for form in (tuner, *tuner.smaller()):
+        counted = lambda size, form=form: _count(model, form.sized(size), targets)  # noqa: E731
+        smallest = counted(form.least)
+        if smallest <= budget:
+            return form.sized(largest(counted, budget, form.least))
+    size = sum(parameter.numel() for parameter in model.parameters())
+    share = math.ceil(1e5 * smallest / size) / 1e3  # upwards: it is enough when it is given back
+    raise HoldfastError(
+        f"--parameters {budget:,}: --method {tuner.name} trains {smallest:,} already at its smallest "
+        f"({tuner.sizes[0]} {tuner.least})",
+        remedy=f"allow {smallest:,} ({share:g}%) or more, choose fewer targets, other options of "
+        "the method's, or another --method; holdfast methods lists them",
+    )
 
 
 def largest(count: Callable[[int], int], budget: int, least: int = 1) -> int:

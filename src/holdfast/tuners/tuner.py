@@ -1,7 +1,7 @@
 """The interface of the room: make a pre-trained model trainable in few parameters."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
 from torch import nn
@@ -61,6 +61,13 @@ class Tuner(ABC):
         """The same method with another size."""
         return type(self)(self.options.model_copy(update={self.sizes[0]: size}))
 
+    def smaller(self) -> Iterator["Tuner"]:
+        """Other forms of the method, each with fewer parameters at its smallest size than the one before.
+
+        A budget below the method's smallest takes the first that fits.
+        """
+        return iter(())
+
     def ready(self, model: nn.Module, batches: Sequence[Any]) -> None:  # noqa: B027  # most need nothing
         """What has to happen with data before the first step, such as choosing what trains.
 
@@ -71,6 +78,11 @@ class Tuner(ABC):
 
     def wants(self) -> int:
         """How many batches `ready` reads."""
+        return 0
+
+    @property
+    def positions(self) -> int:
+        """How many positions it takes before every sequence."""
         return 0
 
     @property
