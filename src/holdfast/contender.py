@@ -173,7 +173,7 @@ class Contender:
         base = self.model()
         tuner = sized(self.tuner(hold), base, targets, hold.parameters)
         rows, size = self.work.target_train, self.settings.training.batch_size
-        model, trains = put_on(tuner, base, targets, rows, size, self.seed)
+        model, trains = put_on(tuner, base, targets, rows, size, self.settings.length, self.seed)
         penalties, preparation = self.penalties(model, hold)
         steered, teller = self._steered(penalties, hold), self._teller(model, hold) if tuner.shifts else None
         trained, along = self._run(model, hold, penalties, tuner, on_step)

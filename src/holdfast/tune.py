@@ -122,7 +122,7 @@ def _prepared(recipe: TuneRecipe, tuner: Tuner, holding: Holding, out: Path, res
     torch.manual_seed(recipe.seed)
     asked, tuner = tuner, sized(tuner, base, recipe.targets, recipe.parameters)
     rows, size = sides["target"].rows, recipe.training.batch_size
-    model, trains = put_on(tuner, base, recipe.targets, rows, size, recipe.seed)
+    model, trains = put_on(tuner, base, recipe.targets, rows, size, recipe.length, recipe.seed)
     say(f"{size_in_words(asked, tuner)}: {trains}" if recipe.parameters else str(trains))
     for product in PRODUCTS:
         check_destination(out / product)

@@ -113,7 +113,7 @@ def parameters_of(model: nn.Module) -> int:
 
 
 def put_on(
-    tuner: Tuner, base: nn.Module, targets: Targets, rows: Sequence[Row], size: int, seed: int
+    tuner: Tuner, base: nn.Module, targets: Targets, rows: Sequence[Row], size: int, length: int, seed: int
 ) -> tuple[nn.Module, Trains]:
     """The model to train, ready for its first step (see `get_ready`), and what trains of it.
 
@@ -123,12 +123,13 @@ def put_on(
         targets: the layers.
         rows: that it will be trained on.
         size: of a batch.
+        length: tokens of any row, at most.
         seed: of the rows that it is made ready with.
 
     Raises:
         HoldfastError: see `Tuner.prepare`; more positions than the model has.
     """
-    _check_positions(tuner, base, max(len(row["input_ids"]) for row in rows))
+    _check_positions(tuner, base, length)
     parameters = parameters_of(base)
     model = tuner.prepare(base, targets)
     get_ready(tuner, model, rows, size, seed)
