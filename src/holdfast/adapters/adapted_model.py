@@ -18,6 +18,15 @@ from holdfast.adapters.placement import (
     layer_pattern,
     width_of,
 )
+from holdfast.adapters.saved_names import (
+    check_complete,
+    check_hidden,
+    check_name,
+    hidden_by_names,
+    marker,
+    with_old_names,
+    within_block,
+)
 from holdfast.errors import HoldfastError
 
 # Place -> how it is found, and whether a block there takes the sublayer's input.
@@ -50,8 +59,9 @@ class AdaptedModel(BaseTuner):
         """As PEFT's, for the layers that the model has.
 
         Raises:
-            HoldfastError: no layers, or layers without the sublayers asked for.
+            HoldfastError: no layers, layers without the sublayers asked for, or a name that no adapter can have.
         """
+        check_name(adapter_name)
         config: Any = self.peft_config[adapter_name]
         if config.target_modules is None:
             config.target_modules = layer_pattern(model)
@@ -126,36 +136,72 @@ class AdaptedModel(BaseTuner):
         return block
 
     @classmethod
+    def _own(cls, model: nn.Module, config: Any, adapter: str) -> dict[str, Tensor]:
+        """An adapter's parameters by their names in the model; those of a shared block by each of its names."""
+        held: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
+        held = super()._get_adapter_state_dict(model, config, adapter, held, [])
+        mark = marker(cls.tuner_layer_cls.adapter_layer_names[0], adapter)
+        return {key: parameter.detach() for key, parameter in held.items() if mark in key}
+
+    @classmethod
     def _get_adapter_state_dict(
-        cls, model: nn.Module, config: Any, adapter_name: str, state_dict: dict[str, Tensor], *rest: Any, **kw: Any
+        cls,
+        model: nn.Module,
+        config: Any,
+        adapter_name: str,
+        state_dict: dict[str, Tensor],
+        unwanted_adapter_names: list[str],
     ) -> dict[str, Tensor]:
-        """As PEFT's; a block that layers share is saved once, under its first name."""
-        found = super()._get_adapter_state_dict(model, config, adapter_name, state_dict, *rest, **kw)
+        """As PEFT's, with what it takes for another adapter's; a shared block is saved once, under its first name.
+
+        Raises:
+            HoldfastError: PEFT took something out of a state that is not the model's own.
+        """
+        found = super()._get_adapter_state_dict(model, config, adapter_name, state_dict, unwanted_adapter_names)
+        own = cls._own(model, config, adapter_name)
+        hidden = hidden_by_names(own, found, unwanted_adapter_names) if state_dict else []
+        if hidden:
+            check_hidden(hidden, state_dict, dict(model.named_parameters(remove_duplicate=False)))
+            found |= {key: own[key] for key in hidden}
         if not config.shared:
             return found
         first: dict[str, str] = {}
-        for key in found:
-            first.setdefault(within_block(key, adapter_name), key)
+        for key in [*own, *found]:  # the model's order: what was hidden is in its place
+            if key in found:
+                first.setdefault(cls._within(key, adapter_name), key)
         return {key: found[key] for key in first.values()}
+
+    @classmethod
+    def _within(cls, key: str, adapter: str) -> str:
+        return within_block(key, cls.tuner_layer_cls.adapter_layer_names[0], adapter)
+
+    @classmethod
+    def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
+        """A parameter's name in a file: PEFT's removal looks at the end only, and a block's has the name before."""
+        blocks = cls.tuner_layer_cls.adapter_layer_names[0]
+        if marker(blocks, adapter_name) in key:
+            return key.replace(marker(blocks, adapter_name), f".{blocks}.", 1)
+        return super()._remove_adapter_name_from_key(key, adapter_name)
 
     @classmethod
     def _remap_adapter_state_dict_for_load(
         cls, model: nn.Module, config: Any, adapter_name: str, state_dict: dict[str, Tensor]
     ) -> dict[str, Tensor]:
-        """As PEFT's; a block that layers share is given to all of them."""
+        """As PEFT's; a block that layers share is given to all of them.
+
+        Raises:
+            HoldfastError: a parameter of the adapter that the file lacks.
+        """
+        own = cls._own(model, config, adapter_name)
         found = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
+        found = with_old_names(found, own, cls.tuner_layer_cls.adapter_layer_names[0], adapter_name)
         if config.shared:
-            saved = {within_block(key, adapter_name): tensor for key, tensor in found.items()}
-            own = [f"{n}.{m.adapter_layer_names[0]}." for n, m in model.named_modules() if isinstance(m, AdaptedLayer)]
-            for key in model.state_dict():
-                if key.startswith(tuple(own)) and within_block(key, adapter_name) in saved:
-                    found.setdefault(key, saved[within_block(key, adapter_name)])
+            saved = {cls._within(key, adapter_name): found[key] for key in own if key in found}
+            for key in own:
+                if cls._within(key, adapter_name) in saved:
+                    found.setdefault(key, saved[cls._within(key, adapter_name)])
+        check_complete(adapter_name, own, found)
         return found
-
-
-def within_block(key: str, adapter: str) -> str:
-    """The part of a parameter's name that layers with a shared block have in common; the whole without a block."""
-    return key.partition(f"_blocks.{adapter}.")[2] or key
 
 
 def found_site(place: str, name: str, layer: nn.Module) -> Site:
