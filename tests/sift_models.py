@@ -21,7 +21,7 @@ def llama():
 
 def sifted(base=None, adapter="default", **options):
     """A model with a SIFT adapter, in training mode."""
-    options.setdefault("density", 0.1)
+    options = options if "count" in options else {"density": 0.1} | options
     return get_peft_model(base or llama(), SiftConfig(**options), adapter).train()
 
 

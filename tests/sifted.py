@@ -23,7 +23,8 @@ def perceptron(dtype: torch.dtype = torch.float32) -> nn.Module:
 def sifted(model: nn.Module, targets: Any = ("0", "2", "4"), **options: Any) -> PeftModel:
     """A SIFT adapter on the model; its entries chosen at random unless `score` says otherwise."""
     targets = list(targets) if isinstance(targets, tuple) else targets
-    options = {"score": "random", "density": 0.3, **options}
+    size = {} if "count" in options else {"density": 0.3}
+    options = {"score": "random", **size, **options}
     return get_peft_model(model, SiftConfig(target_modules=targets, **options))
 
 

@@ -158,6 +158,10 @@ OPTIONS = {
         ["'tuner.densty' (did you mean 'tuner.density'"],
     ),
     "of another": (("--set", "tuner.density=0.1"), ["unknown key 'tuner.density'"]),
+    "misspelt score": (
+        ("--method", "sift", "--set", "tuner.score=fischer"),
+        ["tuner.score: it should be one of gradient, fisher", "did you mean fisher?"],
+    ),
     "out of range": (("--method", "sift", "--set", "tuner.density=2"), ["tuner.density: it should be less than or"]),
     "none": (("--method", "ia3", "--set", "tuner.rank=1"), ["--method ia3 has no options of its own"]),
     "rank of none": (("--method", "prefix", "--rank", 4), ["--rank 4: --method prefix has none", "tuner.tokens"]),

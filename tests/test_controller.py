@@ -146,3 +146,18 @@ def test_the_wall_is_a_line_through_the_slack_and_the_multiplier():
 def test_settings_without_a_meaning_are_refused(settings):
     with pytest.raises(HoldfastError, match="above 0"):
         Controller(**settings)
+
+
+@pytest.mark.parametrize("measured", [0.0, -0.02])
+def test_what_was_measured_before_the_weights_move_is_forgotten(measured):
+    """A measurement of nothing with no error leaves no certainty: the next one counts as the first."""
+    controller = Controller(0.1)
+    for _ in range(3):
+        controller.calibrate(0.00184, measured, 0.0)
+        assert controller.expected(0.00184) == 0.0
+        controller.restore(json.loads(json.dumps(controller.state())))
+    controller.calibrate(0.01, 0.03, 0.005)
+    assert controller.expected(0.01) == pytest.approx(0.03)
+    controller.calibrate(0.01, 0.0, 0.0)
+    controller.calibrate(0.01, 0.03, math.inf)
+    assert controller.expected(0.01) == pytest.approx(0.03)

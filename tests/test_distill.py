@@ -146,6 +146,69 @@ def test_the_teacher_leaves_the_student_as_it_was() -> None:
     assert float(penalty().detach()) == value
 
 
+def backward(value: Tensor, model: nn.Module) -> dict[str, Tensor]:
+    """Trainable parameter -> gradient, as training computes it; reentrant checkpoints know no other way."""
+    model.zero_grad()
+    value.backward()
+    return {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
+
+
+def dropping(kind: str, checkpointing: dict[str, Any] | None, top_k: int | None) -> tuple[nn.Module, Distill]:
+    """A model in training, with dropout wherever it can have some."""
+    network = NETWORKS[kind]
+    model = adapt("lora", network)
+    base = model.get_base_model()
+    if checkpointing is not None:
+        base.gradient_checkpointing_enable(checkpointing)
+        base.enable_input_require_grads()
+    base.config.attention_dropout = 0.1
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.1
+        elif hasattr(module, "lora_dropout"):
+            module.lora_dropout["default"] = nn.Dropout(0.1)
+        elif isinstance(getattr(module, "attention_dropout", None), float):
+            module.attention_dropout = 0.1
+    return model.train(), Distill(model, network.batches(2), STRENGTH, sequences=3, top_k=top_k, progress=False)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+@pytest.mark.parametrize("checkpointing", [None, {"use_reentrant": False}, {"use_reentrant": True}])
+@pytest.mark.parametrize("top_k", [None, VOCABULARY])
+def test_dropout_is_no_divergence(kind: str, checkpointing: dict[str, Any] | None, top_k: int | None) -> None:
+    model, penalty = dropping(kind, checkpointing, top_k)
+    batch = NETWORKS[kind].batches(2)[0]
+    assert float(model(**batch).loss.detach()) != float(model(**batch).loss.detach())
+    penalty.step = 0
+    value = penalty()
+    assert_close(value, torch.zeros((), dtype=torch.float64), **ROUNDING)
+    found = backward(value, model)
+    assert found
+    for gradient in found.values():
+        assert_close(gradient, torch.zeros_like(gradient), **ROUNDING)
+    move(model)
+    value = penalty()
+    found = backward(value, model)  # checkpoints run the model again, its modes restored
+    assert all(module.training for module in model.modules())
+    model.eval()
+    wanted = penalty()
+    assert float(wanted.detach()) > 0
+    assert_close(value, wanted, rtol=0, atol=0)
+    assert_close(found, backward(wanted, model), **EXACT)
+
+
+def test_a_pass_without_dropout_checkpoints_its_layers_still() -> None:
+    model, penalty = dropping("llama", {"use_reentrant": False}, None)
+    layers = [layer for layer in model.modules() if hasattr(layer, "self_attn")]
+    runs = []
+    for layer in layers:
+        layer.mlp.register_forward_pre_hook(lambda module, args: runs.append(module.training))
+    value = penalty()
+    assert runs == [False] * 2 * len(layers)  # the teacher's and the student's
+    value.backward()
+    assert runs == [False] * 3 * len(layers)
+
+
 @pytest.mark.parametrize("top_k", [None, 5])
 def test_a_model_can_be_its_own_source(top_k: int | None) -> None:
     network = NETWORKS["llama"]

@@ -147,6 +147,20 @@ def folders(place: Place):  # noqa: F811
     return found
 
 
+def test_folders_of_other_adapters_are_not_combined(place, folders, tmp_path):  # noqa: F811
+    from peft import get_peft_model
+
+    model = get_peft_model(LlamaForCausalLM.from_pretrained(place.model), LoraConfig(target_modules=["q_proj"]))
+    model.save_pretrained(tmp_path / "low")
+    parts = ("combine", "--adapter", folders[0], "--adapter", tmp_path / "low")
+    refused(*parts, "--out", tmp_path / "out", says=["is a LORA adapter, and only SIFT adapters combine"])
+
+
+def test_pefts_name_for_sums_leads_to_ours():
+    with pytest.raises(HoldfastError, match="holdfast combine"):
+        pair().add_weighted_adapter(["a", "b"], [1.0, 1.0], "sum")
+
+
 def effective(model, folder):
     """The weights with the adapter in them."""
     base = LlamaForCausalLM.from_pretrained(model)

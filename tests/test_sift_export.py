@@ -172,7 +172,7 @@ def test_what_a_form_is_not_for_is_refused(exported, place, tmp_path):  # noqa: 
     out = ("--model", place.model, "--out", tmp_path / "out")
     refused("export", "--adapter", tmp_path / "prefix", *out, says=["PREFIX_TUNING does not merge"])
     lora = place.path / "lora-adapter"
-    refused("export", "--adapter", lora, "--to", "shira", *out, says=["the model has no SIFT adapter"])
+    refused("export", "--adapter", lora, "--to", "shira", *out, says=["is a LORA adapter", "--method sift"])
     assert not (tmp_path / "out").exists()
 
 

@@ -67,8 +67,9 @@ def test_another_base_is_refused_by_the_tensor_that_differs(tmp_path):
     model.save_pretrained(tmp_path)
     with torch.no_grad():
         base[2].weight[0, 0] += 1e-6
-    with pytest.raises(HoldfastError, match=r"'2\.weight'.*another base"):
+    with pytest.raises(HoldfastError, match=r"'2\.weight'.*another base") as refusal:
         PeftModel.from_pretrained(base, tmp_path)
+    assert "holdfast export --to merged" in str(refusal.value)
 
 
 def test_a_damaged_file_is_refused(tmp_path):
@@ -172,3 +173,13 @@ def test_a_score_of_ones_own_is_named_in_the_file(tmp_path):
     model = sifted(perceptron(), score=mine)
     model.save_pretrained(tmp_path)
     assert SiftConfig.from_pretrained(tmp_path).score == "callable mine"
+
+
+def test_a_file_says_how_many_once(tmp_path):
+    base, model = trained(count=9)
+    model.save_pretrained(tmp_path)
+    held = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert (held["count"], held["density"]) == (9, None)
+    (tmp_path / "adapter_config.json").write_text(json.dumps(held | {"density": 0.5}))  # as once written
+    again = PeftModel.from_pretrained(base, tmp_path)
+    assert (again.active_peft_config.count, again.active_peft_config.density) == (9, None)

@@ -223,6 +223,7 @@ def test_what_has_no_plain_weight_is_refused(why):
     ({"density": 0.0}, "a share above 0"),
     ({"density": float("nan")}, "a share above 0"),
     ({"count": 0}, "count=0"),
+    ({"density": 0.01, "count": 10}, "both say how many"),
     ({"count": 2.5}, "a whole number, at least 1"),
     ({"batches": 0}, "batches=0"),
     ({"refresh": -1}, "refresh=-1"),

@@ -1,6 +1,7 @@
 """Choosing again while training goes on, and both choices in trainers."""
 
 import copy
+import warnings
 from types import SimpleNamespace
 
 import pytest
@@ -245,3 +246,33 @@ def test_a_global_choice_comes_too_late_under_several_processes():
 def test_a_model_without_entries_is_refused():
     with pytest.raises(HoldfastError, match="the model has no SIFT adapter"):
         SiftCallback().on_train_begin(SimpleNamespace(), SimpleNamespace(), None, model=nn.Linear(2, 2))
+
+
+def warned(caught):
+    return [str(one.message) for one in caught if "asks for entries to be chosen again" in str(one.message)]
+
+
+@pytest.mark.parametrize(("refreshed", "steps", "warnings_seen"), [(False, 8, 1), (False, 3, 0), (True, 8, 0)])
+def test_a_refresh_that_nobody_does_is_warned_of_once(refreshed, steps, warnings_seen):
+    model = sifted(refresh=3)
+    optimizer = torch.optim.SGD([one.entries.values for one in entries_of(model).values()], lr=0.1)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for number in range(1, steps + 1):
+            step(model, optimizer, token_batches(1)[0])
+            if refreshed and number % 3 == 0:
+                refresh(model, token_batches(1), optimizer)
+    said = warned(caught)
+    assert len(said) == warnings_seen
+    assert all("SiftCallback" in one and "holdfast.sift.refresh.refresh" in one and "every 3" in one for one in said)
+
+
+@pytest.mark.parametrize("callbacks", [[], [SiftCallback(progress=False)]])
+def test_trainers_are_warned_of_a_missing_callback(callbacks, tmp_path):
+    model = sifted(base_model(), refresh=2, score="gradient")
+    trainer = make_trainer("Trainer", model, str(tmp_path), max_steps=4, callbacks=callbacks)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        trainer.train()
+    assert trainer.state.global_step > 2
+    assert len(warned(caught)) == (not callbacks)

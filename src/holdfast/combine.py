@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from holdfast.adapters.registration import peft_type
 from holdfast.errors import HoldfastError
 from holdfast.files import output_folder, whole_folder, write_text
 from holdfast.language_model import check_adapter, load_adapter, load_model
@@ -58,6 +59,8 @@ def _check(parts: Sequence[tuple[Path, float]], out: Path, model: str | None) ->
     if not parts:
         raise HoldfastError("no adapters to combine", remedy="--adapter DIR --weight 1, once for each")
     named = [base_of(folder) for folder, _ in parts]
+    for folder, _ in parts:
+        check_sift(folder, "only SIFT adapters combine", "train with `holdfast tune --method sift`")
     if any(out.resolve() == folder.resolve() for folder, _ in parts):
         raise HoldfastError(f"--out {out} would write over an adapter that came", remedy="choose another --out")
     check_destination(out, SIGNATURE)
@@ -69,9 +72,20 @@ def _check(parts: Sequence[tuple[Path, float]], out: Path, model: str | None) ->
 
 def base_of(folder: Path) -> str | None:
     """The base model that an adapter names."""
+    return _settings(folder).get("base_model_name_or_path")
+
+
+def check_sift(folder: Path, why: str, remedy: str) -> None:
+    """Raise HoldfastError for an adapter of another method."""
+    kind = _settings(folder).get("peft_type")
+    if kind != peft_type("SIFT").value:
+        raise HoldfastError(f"{folder} is a {kind} adapter, and {why}", remedy=remedy)
+
+
+def _settings(folder: Path) -> dict[str, Any]:
     check_adapter(folder)
     try:
-        return json.loads((folder / "adapter_config.json").read_text(encoding="utf-8")).get("base_model_name_or_path")
+        return json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise HoldfastError(f"{folder} can't be read: {error}", remedy="copy the adapter again") from error
 

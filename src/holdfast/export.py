@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from holdfast.adapters.weight_norm import check_mergeable
-from holdfast.combine import base_of
+from holdfast.combine import base_of, check_sift
 from holdfast.errors import HoldfastError, look_up
 from holdfast.files import output_folder, whole_folder, write_text
 from holdfast.language_model import load_adapter, load_model, load_tokenizer
@@ -35,6 +35,12 @@ def export(adapter: Path, to: str, out: Path, model: str | None = None, dtype: s
     """
     write = look_up("form", to, FORMS)
     named = base_of(adapter)
+    if write is _shira:
+        check_sift(
+            adapter,
+            "only those of `holdfast tune --method sift` can be SHiRA adapters",
+            "--to merged, or use it as it is: stock PEFT loads its own methods' adapters",
+        )
     base = model or named
     if base is None:
         raise HoldfastError(f"{adapter} names no base model", remedy="name it: --model MODEL")

@@ -26,7 +26,8 @@ class Controller:
     so mu keeps pace with the training, whatever its learning rate.
 
     f is the forecast times a correction, the ratio of what is measured to what is forecast at the same weights,
-    filtered as a random walk (Kalman's gain, from the measurement's own standard error): a penalty drives the shift
+    filtered as a random walk (Kalman's gain, from the measurement's own standard error; 1 for the first, and where
+    nothing at all was measured until now, such as before the weights move): a penalty drives the shift
     to where its curvature sees least, so the ratio grows as training goes on.
 
     Attributes:
@@ -42,7 +43,7 @@ class Controller:
     multiplier: float = 1.0
     correction: float = 1.0
     applied: float = 0.0  # the last strength
-    variance: float | None = None  # of the correction; None before the first measurement
+    variance: float | None = None  # of the correction; None: the next measurement counts whole
 
     def __post_init__(self) -> None:
         if not (0 < self.limit < math.inf and self.steps > 0 and 0 < self.multiplier < math.inf):
@@ -57,6 +58,10 @@ class Controller:
         gain = 1.0 if self.variance is None else (self.variance + drift) / (self.variance + drift + noise)
         self.correction = max(self.correction + gain * (measured / forecast - self.correction), 0.0)
         self.variance = gain * noise
+        if (
+            self.correction == self.variance == 0
+        ):  # of 0 with no error: drift has no scale, so the next one counts whole
+            self.variance = None
 
     def expected(self, forecast: float) -> float:
         """The forecast, corrected by what was measured."""

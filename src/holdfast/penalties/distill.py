@@ -17,6 +17,7 @@ from holdfast.penalties.source import SourceRows, check_counts
 from holdfast.pretrained import check_base, teaching
 from holdfast.progress import track
 from holdfast.sampling import sample_from
+from holdfast.steady import without_dropout
 
 REMEMBERED = 16  # evaluations in the measured forgetting: one draw of a few sequences is noisy
 PROMPT = 4  # evaluations that a budget is steered by
@@ -31,6 +32,9 @@ class Distill(Regularizer):
     likelihood: of classes, of frames for CTC (an upper bound of that between label sequences, summed over an
     utterance), of normal noise for regression. With source="self" the sequences are sampled from a language model
     before training and no old data is needed; KL on them estimates the forgetting on the model's own distribution.
+
+    The student has no dropout here either, whatever it has on the target: otherwise the KL would hold the dropout's
+    noise, and would not be 0 at the start.
 
     Inputs need no labels: target inputs serve too. Where there is no head, or the head is as new as the target, the
     last hidden states are held instead (on="features"): |now - teacher|^2 over the teacher's |teacher|^2, over the
@@ -109,7 +113,8 @@ class Distill(Regularizer):
         chosen = self.source.chosen(step)
         batch = self.source.batch(chosen, self.model)
         teacher = self._taught(batch) if self._cache is None else self._stored(self._cache, chosen)
-        student = self._read(batch)
+        with without_dropout(self.model):
+            student = self._read(batch)
         divergence = student.divergence(teacher) / max(student.items, 1)
         self._recent.append(float(divergence.detach()))
         self.steer()

@@ -15,6 +15,7 @@ from holdfast.sift.finding import entries_of
 from holdfast.sift.refresh import refresh
 from holdfast.sift.scores import score_of
 from holdfast.sift.selection import ACCUMULATOR_MB, Selection, competes, config_of, resized, select
+from holdfast.sift.stepping import attend
 
 
 class SiftCallback(TrainerCallback):
@@ -57,6 +58,7 @@ class SiftCallback(TrainerCallback):
         """Choose what is not chosen yet."""
         model = kwargs["model"]
         found = entries_of(model)
+        attend(one.entries for one in found.values())
         config = config_of(model, found)
         if config.refresh and score_of(config.score).gradient:
             self._check_source(kwargs.get("train_dataloader"))

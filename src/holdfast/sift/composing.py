@@ -87,7 +87,7 @@ def _add(model: Any, configs: list[SiftConfig], names: list[str], name: str, ent
         config.layers_to_transform, config.layers_pattern, config.biases = None, None, biases
     if any(one.decay_to != first.decay_to for one in configs):
         config.decay_to = "zero"
-    config.count, config.scope, config.refresh = max(1, entries), "tensor", 0
+    config.density, config.count, config.scope, config.refresh = None, max(1, entries), "tensor", 0
     model.add_adapter(name, config)
 
 

@@ -13,6 +13,7 @@ from holdfast.sift.scores import score_of
 
 Scope = Literal["tensor", "row", "global"]
 Towards = Literal["zero", "start"]
+DENSITY = 0.01  # where nothing says how many
 OWN = "callable "  # how a file names a score that was a function
 
 
@@ -30,7 +31,8 @@ class SiftConfig(PeftConfig):
         layers_to_transform, layers_pattern: as in PEFT: only these layers, by number.
         modules_to_save: trained densely and saved beside the entries, such as a new head.
         density: share of each tensor's entries, k = max(1, round(density * entries)); of each row's for scope "row".
-        count: entries in all, instead of density; shared out in proportion to the tensors' sizes.
+            0.01 where neither it nor `count` is given.
+        count: entries in all, instead of density (which is then None); shared out in proportion to the tensors' sizes.
         scope: where entries compete: within each "tensor" (the paper), within each "row" (output) of it, or "global".
         floor, ceiling: least and most share of one tensor that scope "global" may give it.
         score: what entries compete by, a name in `holdfast.sift.scores` or a function f(gradient, weight) -> Tensor.
@@ -51,7 +53,7 @@ class SiftConfig(PeftConfig):
     layers_to_transform: list[int] | int | None = None
     layers_pattern: list[str] | str | None = None
     modules_to_save: list[str] | None = None
-    density: float = 0.01
+    density: float | None = None
     count: int | None = None
     scope: Scope = "tensor"
     floor: float = 0.0
@@ -70,10 +72,7 @@ class SiftConfig(PeftConfig):
             self.target_modules = set(self.target_modules)  # type: ignore[assignment]  # as all of PEFT's configs
         if isinstance(self.exclude_modules, list):
             self.exclude_modules = set(self.exclude_modules)  # type: ignore[assignment]
-        if not 0.0 < self.density <= 1.0:
-            raise HoldfastError(f"density={self.density}", wanted="a share above 0 and at most 1")
-        if self.count is not None:
-            _whole("count", self.count, 1)
+        self._check_size()
         if not 0.0 <= self.floor <= self.ceiling <= 1.0:
             raise HoldfastError(
                 f"floor={self.floor} and ceiling={self.ceiling}", wanted="shares with 0 <= floor <= ceiling <= 1"
@@ -93,6 +92,29 @@ class SiftConfig(PeftConfig):
                 f"refresh={self.refresh} with the score {self.score!r}, which would choose the same entries again",
                 remedy="refresh=0, or another score",
             )
+
+    def _check_size(self) -> None:
+        if self.count is not None:
+            _whole("count", self.count, 1)
+            if self.density is not None:
+                raise HoldfastError(
+                    f"density={self.density} and count={self.count} both say how many", remedy="leave one out"
+                )
+            return
+        self.density = DENSITY if self.density is None else self.density
+        if not 0.0 < self.density <= 1.0:
+            raise HoldfastError(f"density={self.density}", wanted="a share above 0 and at most 1")
+
+    @property
+    def share(self) -> float:
+        """The density; 1 where `count` says how many."""
+        return 1.0 if self.density is None else self.density
+
+    @classmethod
+    def from_json_file(cls, path_json_file: str, **kwargs: Any) -> dict[str, Any]:
+        """As PEFT's; files that were written with a density beside the count that ruled mean the count."""
+        held = super().from_json_file(path_json_file, **kwargs)
+        return held if held.get("count") is None else held | {"density": None}
 
     def to_dict(self) -> dict[str, Any]:
         """As PEFT's; a score that is a function is named only, since a file can't hold it."""

@@ -198,7 +198,8 @@ class Entries(nn.Module):
             raise HoldfastError(
                 f"these entries of {self.place.name!r} were trained on another base: its tensor there is not this one",
                 causes=("another base model, or another revision of it", "the same one, loaded in another dtype"),
-                remedy="load the base model that adapter_config.json names, in the dtype it was trained in",
+                remedy="load the base model that adapter_config.json names, in the dtype it was trained in; "
+                "where that is at hand, holdfast export --to merged, or --to shira, writes a form that fits others",
             )
         indices = indices.to(tensor.device, index_type(tensor))
         chosen = not len(indices) or bool(indices[0] >= 0)

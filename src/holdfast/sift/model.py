@@ -17,7 +17,7 @@ from holdfast.sift.entries import Entries
 from holdfast.sift.layer import PARAMETERS, SiftLayer
 from holdfast.sift.place import Place
 from holdfast.sift.refusals import check_target
-from holdfast.sift.stepping import follow_optimizers
+from holdfast.sift.stepping import await_refresh, follow_optimizers
 from holdfast.targets import ALL_LINEAR, base_layers, canonical
 
 
@@ -63,6 +63,14 @@ class SiftModel(BaseTuner):
             )
         yield
 
+    def add_weighted_adapter(self, *args: Any, **kwargs: Any) -> None:
+        """PEFT's name for sums, which it has for LoRA; ours are elsewhere."""
+        raise HoldfastError(
+            "add_weighted_adapter does not know SIFT's entries",
+            remedy="holdfast.sift.composing.add_weighted(model, [(adapter, weight), ...], name), or `holdfast "
+            "combine` for folders",
+        )
+
     def _check_merge_allowed(self) -> None:
         """Always: see `_check_tied_modules`."""
 
@@ -82,6 +90,7 @@ class SiftModel(BaseTuner):
         prepare(config, [(layer.base_layer, parameter, entries) for layer, parameter, entries in found])
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
         follow_optimizers()
+        await_refresh([entries for _, _, entries in found], config.refresh)
 
     def _create_and_replace(
         self,

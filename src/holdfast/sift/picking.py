@@ -48,7 +48,7 @@ def pick(
         HoldfastError: scores that are none, or a global number of entries that the bounds don't allow.
     """
     sizes = {name: one.tensor.numel() for name, one in found.items()}
-    entries = total(sizes, config.density, config.count) if compete else 0
+    entries = total(sizes, config.share, config.count) if compete else 0
     contest = Competition(sizes, entries, config.floor, config.ceiling) if compete else None
     picked: dict[str, Picked] = {}
     wholes: dict[str, float | None] = {}

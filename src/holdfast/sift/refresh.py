@@ -10,6 +10,7 @@ from holdfast.likelihood import ForwardLoss
 from holdfast.sift.entries import Entries, carried
 from holdfast.sift.finding import entries_of
 from holdfast.sift.selection import ACCUMULATOR_MB, Selection, choose
+from holdfast.sift.stepping import attend
 
 
 def refresh(
@@ -40,6 +41,7 @@ def refresh(
         HoldfastError: as `select`; an optimizer whose states are not one number for each entry.
     """
     found = entries_of(model, adapter)
+    attend(one.entries for one in found.values())
     states = {} if optimizer is None else {name: _states(optimizer, one.entries) for name, one in found.items()}
     before = {name: one.entries.indices for name, one in found.items()}
     selection = choose(model, batches, forward_loss, adapter, accumulator_mb, progress, resize=False)

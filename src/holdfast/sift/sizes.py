@@ -35,7 +35,7 @@ def sizes(config: SiftConfig, matrices: Mapping[str, Tensor]) -> dict[str, int]:
         HoldfastError: `count` is more than there is.
     """
     if config.count is None and config.scope == "row":
-        return {name: len(one) * max(1, round(config.density * one.shape[1])) for name, one in matrices.items()}
+        return {name: len(one) * max(1, round(config.share * one.shape[1])) for name, one in matrices.items()}
     numbers = {name: one.numel() for name, one in matrices.items()}
-    whole = total(numbers, config.density, config.count) if config.scope == "global" else config.count
-    return counts(numbers, config.density, whole)
+    whole = total(numbers, config.share, config.count) if config.scope == "global" else config.count
+    return counts(numbers, config.share, whole)

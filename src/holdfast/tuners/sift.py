@@ -3,10 +3,10 @@
 from collections.abc import Collection, Sequence
 from typing import Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 from torch import nn
 
-from holdfast.errors import HoldfastError
+from holdfast.errors import HoldfastError, closest
 from holdfast.recipe import Settings
 from holdfast.targets import Targets, matching, select
 from holdfast.tuners.tuner import Tuner
@@ -15,7 +15,7 @@ from holdfast.tuners.tuner import Tuner
 class SiftOptions(Settings):
     """Of SIFT; see `holdfast.SiftConfig`."""
 
-    density: float = Field(0.01, gt=0, le=1, description="share of each tensor's entries")
+    density: float | None = Field(None, gt=0, le=1, description="share of each tensor's entries; 0.01 without count")
     count: int | None = Field(None, ge=1, description="entries in all, instead of density")
     scope: Literal["tensor", "row", "global"] = Field("tensor", description="where entries compete")
     floor: float = Field(0.0, ge=0, le=1, description="least share of one tensor, for scope global")
@@ -27,9 +27,20 @@ class SiftOptions(Settings):
     decay_to: Literal["zero", "start"] = Field("zero", description="what weight decay pulls the entries to")
     seed: int = Field(0, description="of the random score and of the batches that are chosen on")
 
+    @field_validator("score")
+    @classmethod
+    def _known(cls, score: str) -> str:
+        from holdfast.sift.scores import SCORES
+
+        if score not in SCORES:
+            near = closest(score, SCORES)
+            wanted = f"it should be one of {', '.join(SCORES)}"
+            raise ValueError(f"{wanted}; did you mean {near}?" if near else wanted)
+        return score
+
     @model_validator(mode="after")
     def _one_size(self) -> Self:
-        if self.count is not None and "density" in self.model_fields_set:
+        if self.count is not None and self.density is not None:
             raise ValueError(f"density={self.density:g} and count={self.count} both say how many: leave one out")
         return self
 
