@@ -105,6 +105,7 @@ ALLOWED = {
         "pretrained",
         "progress",
         "sampling",
+        "steady",
         "targets",
     },
     "fitting": {

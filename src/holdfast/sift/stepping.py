@@ -67,7 +67,7 @@ def _warn_of_none(moved: list[Entries]) -> None:
         attend(entries for entries, _ in waits)
         warnings.warn(
             f"refresh={overdue[0]} asks for entries to be chosen again every {overdue[0]} optimizer steps, and "
-            "nothing has: they stay as first chosen. Give the trainer a SiftCallback (holdfast.sift.callback), or call "
-            "holdfast.sift.refresh.refresh(model, batches, optimizer) in a loop of your own",
+            "nothing has: they stay as first chosen. Give the trainer a SiftCallback (holdfast.sift.callback), or "
+            "call holdfast.sift.refresh.refresh(model, batches, optimizer) in a loop of your own",
             stacklevel=4,
         )
