@@ -309,7 +309,7 @@ def test_methods_are_listed_with_their_papers():
 def test_methods_are_listed_with_their_options():
     (sift,) = [entry for entry in succeeded("methods", "--json").json if entry["name"] == "sift"]
     options = {option["name"]: option for option in sift["options"]}
-    assert (options["density"]["default"], options["density"]["sizes"]) == (0.01, False)
+    assert (options["density"]["default"], options["density"]["sizes"]) == (None, False)
     assert options["count"]["sizes"]
     assert all(option["what"] for option in options.values())
     said = succeeded("methods").out

@@ -107,7 +107,7 @@ def test_structures_made_of_rows_refuse_plain_parameters(method: str) -> None:
         estimate(model, LLAMA, "diagonal", per="token")
 
 
-@pytest.mark.parametrize("method", ["prefix", "prompt", "ia3"])
+@pytest.mark.parametrize("method", ["prefix", "prompt"])
 def test_in_the_space_of_weights_such_methods_are_sent_here(method: str) -> None:
     weights = Anchor.estimate(LLAMA.build(), batches(LLAMA), targets=["k_proj", "down_proj"], progress=False)
     with pytest.raises(HoldfastError, match="space='adapter'"):
