@@ -83,7 +83,7 @@ def of_model(name: str, model: nn.Module, batch: Batch, rank: int, repeats: int)
     for way, prepare in ways.items():
         trained = prepare(copy.deepcopy(model))
         entries[way] = 0 if way == FLOOR else sum(p.numel() for p in trained.parameters() if p.requires_grad)
-        steps[way] = step_of(trained, batch, train=way != FLOOR)
+        steps[way] = step_of(trained, batch)
     seconds = interleaved(steps, repeats)
     rows = []
     for way in ways:
@@ -138,10 +138,11 @@ def dropping(model: nn.Module) -> nn.Module:
     return model
 
 
-def step_of(model: nn.Module, batch: Batch, *, train: bool) -> Callable[[], None]:
-    """Forward, backward and, where something is trained, AdamW."""
+def step_of(model: nn.Module, batch: Batch) -> Callable[[], None]:
+    """Forward, backward and, where gradients are kept, AdamW."""
     model.train()
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=RATE) if train else None
+    trained = [p for p in model.parameters() if p.requires_grad and not p._post_accumulate_grad_hooks]
+    optimizer = torch.optim.AdamW(trained, lr=RATE) if trained else None
 
     def step() -> None:
         model(**batch).loss.backward()
@@ -157,7 +158,7 @@ def memory(model: nn.Module, batch: Batch, prepare: Prepare) -> tuple[int, int]:
     own = copy.deepcopy(model)
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
         trained = prepare(own)
-        step = step_of(trained, batch, train=not is_floor(trained))
+        step = step_of(trained, batch)
         for _ in range(STEPS):
             step()
     events = [e for e in recorded.profiler.kineto_results.events() if e.name() == "[memory]"]
@@ -166,11 +167,6 @@ def memory(model: nn.Module, batch: Batch, prepare: Prepare) -> tuple[int, int]:
         held += event.nbytes()
         peak = max(peak, held)
     return peak, held
-
-
-def is_floor(model: nn.Module) -> bool:
-    """Whether gradients are dropped, so that there is nothing to step by."""
-    return any(p._post_accumulate_grad_hooks for p in model.parameters() if p.requires_grad)
 
 
 if __name__ == "__main__":

@@ -118,9 +118,7 @@ def test_nothing_dense_of_a_tensor_outlives_its_pass(scope, score):
 
     def look(*_):
         found = [t for t in gc.get_objects() if type(t) is torch.Tensor and id(t) not in known]
-        found = [
-            t for t in found if t.data_ptr() not in known
-        ]  # asked last: a sparse tensor has none
+        found = [t for t in found if t.data_ptr() not in known]  # asked last: a sparse tensor has none
         alive.append([sum(t.numel() == m * n for t in found) for m, n in sizes])
 
     model.get_base_model().register_forward_pre_hook(look)

@@ -17,7 +17,7 @@ from holdfast.targets import Targets
 from holdfast.tune_recipe import TuneRecipe
 from holdfast.tuners.amount import Amount
 from holdfast.tuners.options import chosen, written
-from holdfast.tuners.sizing import by_component, solve
+from holdfast.tuners.sizing import by_component, parameters_of, solve
 from holdfast.tuners.tuner import Tuner
 
 POSITIONS = re.compile("position|^wpe$")  # names of learned tables of positions
@@ -105,11 +105,6 @@ def size_in_words(asked: Tuner, tuner: Tuner) -> str:
     """What a budget of parameters set of a method's options: "se_reduction 64, mixing 10"."""
     before, now = asked.options.model_dump(), tuner.options.model_dump()
     return ", ".join(f"{key} {written(now[key])}" for key in now if now[key] != before[key] or key == tuner.sizes[0])
-
-
-def parameters_of(model: nn.Module) -> int:
-    """How many parameters a model has; what is tied counts once."""
-    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def put_on(

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from holdfast.adapters.padding import valid_positions
 from holdfast.adapters.placement import Site
 from holdfast.adapters.site import Around, first_tensor, with_first
+from holdfast.adapters.transparent import Transparent
 from holdfast.errors import HoldfastError
 
 AFTER = "layer"  # the block that stands after the whole layer
@@ -26,7 +27,7 @@ HOOKS = (
 CACHES = ("past_key_values", "past_key_value", "layer_past")
 
 
-class AdaptedLayer(nn.Module, BaseTunerLayer):
+class AdaptedLayer(Transparent, BaseTunerLayer):
     """A layer of any signature around which adapters' blocks add to the residual stream.
 
     Everything that the layer takes and gives passes through as it is. The layer's hooks (by which transformers records
@@ -211,15 +212,6 @@ class AdaptedLayer(nn.Module, BaseTunerLayer):
                 parent, _, leaf = name.rpartition(".")
                 setattr(self.base_layer.get_submodule(parent), leaf, module.base_layer)
         return self.base_layer
-
-    def __getattr__(self, name: str) -> Any:
-        """The layer's own attributes, which its model may read."""
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            if name == "base_layer":  # not there yet
-                raise
-            return getattr(self.base_layer, name)
 
 
 def named(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:

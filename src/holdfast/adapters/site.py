@@ -5,11 +5,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from holdfast.adapters.transparent import Transparent
+
 Seen = Callable[[str, Tensor], None]
 Added = Callable[[str, Tensor], Tensor]
 
 
-class Around(nn.Module):
+class Around(Transparent):
     """A sub-module with its callers and its output's form kept; module hooks would not survive copying and saving.
 
     Args:
@@ -28,15 +30,6 @@ class Around(nn.Module):
         """What the sub-module does, and what adapters add."""
         self.seen(self.name, first_tensor(args, kwargs))
         return with_first(self.base_layer(*args, **kwargs), lambda x: self.added(self.name, x))
-
-    def __getattr__(self, name: str) -> Any:
-        """The sub-module's own attributes, which its layer may read."""
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            if name == "base_layer":  # not there yet
-                raise
-            return getattr(self.base_layer, name)
 
 
 def first_tensor(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:

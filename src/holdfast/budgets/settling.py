@@ -22,10 +22,7 @@ def starts_within(model: nn.Module) -> dict[int, Tensor]:
     The pre-trained entries, or 0 where it trains increments; wherever the entries are by now (`Entries` of SIFT).
     """
     entries: list[Any] = [module for module in model.modules() if hasattr(module, "increments")]
-    return {
-        id(one.values): torch.zeros_like(one.values) if one.relative else one.origin.to(one.values.dtype)
-        for one in entries
-    }
+    return {id(one.values): one.at_base() for one in entries}
 
 
 def settle(parameters: Sequence[nn.Parameter], start: Sequence[Tensor], excess: Callable[[], float]) -> float:

@@ -32,22 +32,16 @@ class EntriesMove(Move):
 
     def scale(self, factor: float) -> None:
         for adapter, one in self.entries.items():
-            came, base = self.came[adapter], _base(one)
+            came, base = self.came[adapter], one.at_base()
             _write(one, came if factor == 1 else base if factor == 0 else base + factor * (came - base))
 
     def put(self, delta: Tensor) -> float:
         """D' at the entries: all that the layer can hold, and the nearest to D'."""
         ((_, one),) = self.entries.items()
         kept = delta[self.kind.entries(self.layer.base_layer, one.indices)]
-        _write(one, _base(one) + kept)
+        _write(one, one.at_base() + kept)
         whole = float(delta.square().sum())
         return max(1 - float(kept.square().sum()) / whole, 0.0) if whole else 0.0
-
-
-def _base(entries: Any) -> Tensor:
-    """The values, (k,), at which the entries are the base's."""
-    values = entries.values.detach()
-    return torch.zeros_like(values) if entries.relative else entries.origin.to(values.dtype)
 
 
 def _write(entries: Any, values: Tensor) -> None:

@@ -64,16 +64,14 @@ def _union(parts: list[tuple[float, Entries]]) -> tuple[Tensor, Tensor]:
 
 
 def _increments(entries: Entries) -> Tensor:
-    values = entries.values.detach().double()
-    return values if entries.relative else values - entries.origin.double()
+    return entries.values.detach().double() - entries.at_base().double()
 
 
 def _set(entries: Entries, indices: Tensor, increments: Tensor) -> None:
     entries.chooser = None
     entries.move(indices)
     with torch.no_grad():
-        start = torch.zeros_like(increments) if entries.relative else entries.origin.double()
-        entries.values.copy_(start + increments)
+        entries.values.copy_(entries.at_base().double() + increments)
     entries.write()
 
 

@@ -2,11 +2,12 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from peft import PeftConfig
 from torch import Tensor
 
+from holdfast.adapters.checks import one_of
 from holdfast.adapters.registration import peft_type
 from holdfast.errors import HoldfastError
 from holdfast.sift.scores import score_of
@@ -77,8 +78,8 @@ class SiftConfig(PeftConfig):
             raise HoldfastError(
                 f"floor={self.floor} and ceiling={self.ceiling}", wanted="shares with 0 <= floor <= ceiling <= 1"
             )
-        _one_of("scope", self.scope, get_args(Scope))
-        _one_of("decay_to", self.decay_to, get_args(Towards))
+        one_of("scope", self.scope, Scope)
+        one_of("decay_to", self.decay_to, Towards)
         for name, value, least in (("batches", self.batches, 1), ("refresh", self.refresh, 0)):
             _whole(name, value, least)
         if self.scope != "global" and (self.floor, self.ceiling) != (0.0, 1.0):
@@ -127,8 +128,3 @@ class SiftConfig(PeftConfig):
 def _whole(name: str, value: Any, least: int) -> None:
     if not isinstance(value, int) or value < least:
         raise HoldfastError(f"{name}={value}", wanted=f"a whole number, at least {least}")
-
-
-def _one_of(name: str, value: str, known: tuple[str, ...]) -> None:
-    if value not in known:
-        raise HoldfastError(f"{name}={value!r}", wanted=f"one of {', '.join(known)}")

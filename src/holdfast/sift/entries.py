@@ -77,6 +77,10 @@ class Entries(nn.Module):
         """(k,): the entries themselves, differentiable in `values`; the tensor holds them rounded to its dtype."""
         return self.origin.to(self.values.dtype) + self.values if self.relative else self.values
 
+    def at_base(self) -> Tensor:
+        """(k,): the values at which the tensor is the base's, bit for bit."""
+        return torch.zeros_like(self.values) if self.relative else self.origin.to(self.values.dtype)
+
     def gathered(self, gradient: Tensor) -> Tensor:
         """(k,): a dense gradient's part that reaches `values`."""
         return take(gradient, self.indices).to(self.values.dtype)

@@ -8,6 +8,7 @@ from torch import nn
 from holdfast.recipe import Settings
 from holdfast.targets import ALL_LINEAR, Targets
 from holdfast.tuners.tuner import Tuner
+from holdfast.tuners.wrapping import wrapped
 
 
 class BottleneckOptions(Settings):
@@ -39,16 +40,10 @@ class Bottleneck(Tuner):
     options: BottleneckOptions
 
     def prepare(self, model: nn.Module, targets: Targets) -> nn.Module:
-        from peft import TaskType, get_peft_model
-
         from holdfast.adapters import BottleneckConfig
 
-        config = BottleneckConfig(
-            target_modules=None if targets == ALL_LINEAR else targets,  # type: ignore[arg-type]
-            task_type=TaskType.CAUSAL_LM if hasattr(model, "generate") else None,
-            **self.options.model_dump(),
-        )
-        return get_peft_model(model, config)
+        chosen = None if targets == ALL_LINEAR else targets
+        return wrapped(model, BottleneckConfig, target_modules=chosen, **self.options.model_dump())
 
     def component(self, name: str) -> str:
         from holdfast.adapters.components import component_of

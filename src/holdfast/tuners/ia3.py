@@ -8,6 +8,7 @@ from torch import nn
 from holdfast.errors import HoldfastError
 from holdfast.targets import ALL_LINEAR, Targets, select
 from holdfast.tuners.tuner import Tuner
+from holdfast.tuners.wrapping import wrapped
 
 # What layers are called in transformers 5: those that make keys and values (or queries, keys and values at once), and
 # those that read what the feed-forward part's activation gives.
@@ -34,22 +35,22 @@ class Ia3(Tuner):
     paper = "(IA)^3, arXiv 2205.05638"
 
     def prepare(self, model: nn.Module, targets: Targets) -> nn.Module:
-        from peft import IA3Config, TaskType, get_peft_model
+        from peft import IA3Config
 
         from holdfast.adapters.weight_norm import folded_with_words
 
         layers = self._layers(model, targets)
         folded_with_words(model, layers)
         first = [name for name in layers if ACTIVATIONS.fullmatch(name)]
-        config = IA3Config(
-            target_modules=sorted(layers),
-            # PEFT compares endings of a list: layer 1's would match layer 11's.
-            feedforward_modules="|".join(map(re.escape, sorted(first))) if first else [],
-            task_type=TaskType.CAUSAL_LM if hasattr(model, "generate") else None,
-            fan_in_fan_out=any(type(module).__name__ == "Conv1D" for module in layers.values()),
-        )
         try:
-            return get_peft_model(model, config)
+            return wrapped(
+                model,
+                IA3Config,
+                target_modules=sorted(layers),
+                # PEFT compares endings of a list: layer 1's would match layer 11's.
+                feedforward_modules="|".join(map(re.escape, sorted(first))) if first else [],
+                fan_in_fan_out=any(type(module).__name__ == "Conv1D" for module in layers.values()),
+            )
         except ValueError as error:  # it scales linear layers and convolutions over planes only
             raise HoldfastError(
                 f"PEFT's (IA)^3 can't scale one of these layers: {' '.join(str(error).split())}",

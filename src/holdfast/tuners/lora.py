@@ -8,6 +8,7 @@ from torch import nn
 from holdfast.recipe import Settings
 from holdfast.targets import Targets, select
 from holdfast.tuners.tuner import Tuner
+from holdfast.tuners.wrapping import wrapped
 
 
 class LoraOptions(Settings):
@@ -29,21 +30,20 @@ class Lora(Tuner):
     options: LoraOptions
 
     def prepare(self, model: nn.Module, targets: Targets) -> nn.Module:
-        from peft import LoraConfig, TaskType, get_peft_model
+        from peft import LoraConfig
 
         from holdfast.adapters.weight_norm import folded_with_words
 
         layers = select(model, targets)
         folded_with_words(model, layers)
         rank, alpha = self.options.rank, self.options.alpha
-        causal = hasattr(model, "generate")
-        config = LoraConfig(
+        return wrapped(
+            model,
+            LoraConfig,
             r=rank,
-            lora_alpha=2 * rank if alpha is None else alpha,  # type: ignore[arg-type]  # PEFT takes fractions too
+            lora_alpha=2 * rank if alpha is None else alpha,
             lora_dropout=self.options.dropout,
             target_modules=sorted(layers),
-            task_type=TaskType.CAUSAL_LM if causal else None,
             fan_in_fan_out=any(type(m).__name__ == "Conv1D" for m in layers.values()),
             **self.flags,
         )
-        return get_peft_model(model, config)

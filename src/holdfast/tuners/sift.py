@@ -10,6 +10,7 @@ from holdfast.errors import HoldfastError, closest
 from holdfast.recipe import Settings
 from holdfast.targets import Targets, matching, select
 from holdfast.tuners.tuner import Tuner
+from holdfast.tuners.wrapping import wrapped
 
 
 class SiftOptions(Settings):
@@ -61,16 +62,9 @@ class Sift(Tuner):
     options: SiftOptions
 
     def prepare(self, model: nn.Module, targets: Targets) -> nn.Module:
-        from peft import TaskType, get_peft_model
-
         from holdfast.sift import SiftConfig
 
-        config = SiftConfig(
-            target_modules=sorted(_layers(model, targets)),
-            task_type=TaskType.CAUSAL_LM if hasattr(model, "generate") else None,
-            **self.options.model_dump(),
-        )
-        return get_peft_model(model, config)
+        return wrapped(model, SiftConfig, target_modules=sorted(_layers(model, targets)), **self.options.model_dump())
 
     def wants(self) -> int:
         from holdfast.sift.scores import score_of

@@ -14,6 +14,11 @@ from holdfast.tuners.tuner import Tuner
 from holdfast.tuners.weightless import weightless
 
 
+def parameters_of(model: nn.Module) -> int:
+    """How many parameters a model has; what is tied counts once."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
 def trained(model: nn.Module) -> int:
     """How many parameters train; what is tied counts once."""
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
@@ -57,8 +62,7 @@ def solve(model: nn.Module, tuner: Tuner, targets: Targets, budget: int) -> Tune
         smallest = counted(form.least)
         if smallest <= budget:
             return form.sized(largest(counted, budget, form.least))
-    size = sum(parameter.numel() for parameter in model.parameters())
-    share = math.ceil(1e5 * smallest / size) / 1e3  # upwards: it is enough when it is given back
+    share = math.ceil(1e5 * smallest / parameters_of(model)) / 1e3  # upwards: it is enough when it is given back
     raise HoldfastError(
         f"--parameters {budget:,}: --method {tuner.name} trains {smallest:,} already at its smallest "
         f"({tuner.sizes[0]} {tuner.least})",
