@@ -7,6 +7,7 @@ from typing import Any
 import yaml
 
 from holdfast import catalogue
+from holdfast.front_matter import front_matter
 from holdfast.report.budgets import notes, sentence
 from holdfast.report.picture import picture
 from holdfast.report.words import in_words
@@ -27,9 +28,7 @@ def write_card(path: Path, results: dict[str, Any], *, adapter: bool = True) -> 
     drawn = _draw(row, path)
     what = f"A `{settings['method']}` adapter" if adapter else f"A fully tuned (`{settings['method']}`) copy"
     lines = [
-        "---",
-        yaml.safe_dump(_metadata(settings, row, adapter), sort_keys=False).strip(),
-        "---",
+        front_matter(_metadata(settings, row, adapter)),
         "",
         f"# {results['title']}\n",
         f"{what} of `{settings['model']}`, {SIGNATURE}.",

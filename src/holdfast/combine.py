@@ -1,14 +1,15 @@
 """`holdfast combine`: a weighted sum of SIFT adapters' folders, as a folder like theirs."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from holdfast.adapter_folder import base_of, settings_of
 from holdfast.adapters.registration import peft_type
 from holdfast.errors import HoldfastError
 from holdfast.files import output_folder, whole_folder, write_text
-from holdfast.language_model import check_adapter, load_adapter, load_model
+from holdfast.front_matter import front_matter
+from holdfast.language_model import load_adapter, load_model
 from holdfast.sift.composing import add_weighted
 from holdfast.tuned import check_destination
 
@@ -70,24 +71,11 @@ def _check(parts: Sequence[tuple[Path, float]], out: Path, model: str | None) ->
     return base
 
 
-def base_of(folder: Path) -> str | None:
-    """The base model that an adapter names."""
-    return _settings(folder).get("base_model_name_or_path")
-
-
 def check_sift(folder: Path, why: str, remedy: str) -> None:
     """Raise HoldfastError for an adapter of another method."""
-    kind = _settings(folder).get("peft_type")
+    kind = settings_of(folder).get("peft_type")
     if kind != peft_type("SIFT").value:
         raise HoldfastError(f"{folder} is a {kind} adapter, and {why}", remedy=remedy)
-
-
-def _settings(folder: Path) -> dict[str, Any]:
-    check_adapter(folder)
-    try:
-        return json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise HoldfastError(f"{folder} can't be read: {error}", remedy="copy the adapter again") from error
 
 
 def _load(base: str, dtype: str, folders: list[Path]) -> Any:
@@ -105,7 +93,8 @@ def _called(number: int) -> str:
 
 def _card(done: dict[str, Any]) -> str:
     terms = "\n".join(f"- {part['weight']:+g} x `{part['adapter']}`" for part in done["adapters"])
+    head = front_matter({"base_model": done["model"], "library_name": "peft"})
     return (
-        f"---\nbase_model: {done['model']}\nlibrary_name: peft\n---\n\n# Sum of SIFT adapters\n\n"
+        f"{head}\n\n# Sum of SIFT adapters\n\n"
         f"{done['entries']:,} entries of {len(done['tensors'])} tensors of {done['model']}, {SIGNATURE}:\n\n{terms}\n"
     )

@@ -5,10 +5,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from holdfast.adapter_folder import CONFIG, base_of
 from holdfast.adapters.weight_norm import check_mergeable
-from holdfast.combine import base_of, check_sift
+from holdfast.combine import check_sift
 from holdfast.errors import HoldfastError, look_up
 from holdfast.files import output_folder, whole_folder, write_text
+from holdfast.front_matter import front_matter
 from holdfast.language_model import load_adapter, load_model, load_tokenizer
 from holdfast.sift.shira import write_shira
 from holdfast.tuned import check_destination
@@ -51,7 +53,7 @@ def export(adapter: Path, to: str, out: Path, model: str | None = None, dtype: s
         loaded = load_adapter(load_model(base, dtype), str(adapter))
         with whole_folder(out) as folder:
             figures = write(loaded, base, folder)
-            kind = "peft" if (folder / "adapter_config.json").is_file() else "transformers"
+            kind = "peft" if (folder / CONFIG).is_file() else "transformers"
             write_text(folder / "README.md", _card(base, kind, f"`{adapter}` on `{base}`, {SIGNATURE} as {to}."))
     return {"schema": 1, "adapter": str(adapter), "model": base, "to": to, **figures}
 
@@ -87,7 +89,8 @@ def _unmergeable(loaded: Any) -> HoldfastError:
 
 
 def _card(base: str, library: str, text: str) -> str:
-    return f"---\nbase_model: {base}\nlibrary_name: {library}\n---\n\n# {Path(base).name}, adapted\n\n{text}\n"
+    head = front_matter({"base_model": base, "library_name": library})
+    return f"{head}\n\n# {Path(base).name}, adapted\n\n{text}\n"
 
 
 FORMS: dict[str, Callable[[Any, str, Path], dict[str, Any]]] = {"shira": _shira, "merged": _merged}

@@ -7,6 +7,7 @@ from typing import Any
 import yaml
 
 from holdfast.fitting.ways import way
+from holdfast.front_matter import front_matter
 
 SIGNATURE = "fitted with Holdfast"  # by which a later fit knows that the folder is its own
 LISTED = 10  # layers
@@ -30,9 +31,7 @@ def write_card(path: Path, results: dict[str, Any], original: Path) -> None:
         "tags": list(dict.fromkeys([*tags, "holdfast"])),
     }
     lines = [
-        "---",
-        yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True).strip(),
-        "---",
+        front_matter(metadata),
         "",
         f"# {results['title']}",
         "",

@@ -1,6 +1,5 @@
 """The folders of `holdfast fit`: the adapter or model that came, and the fitted one in its place."""
 
-import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,16 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from holdfast.adapter_folder import CONFIG, base_of
 from holdfast.anchor import Anchor
 from holdfast.errors import HoldfastError
 from holdfast.files import require_folder, whole_folder, write_json
 from holdfast.fit_card import SIGNATURE, write_card
 from holdfast.fitting.refusals import unknown_price
-from holdfast.language_model import check_adapter, is_model, load_adapter, load_model
+from holdfast.language_model import is_model, load_adapter, load_model
 from holdfast.targets import base_layers
 from holdfast.tuned import PRODUCTS, drop_other, signed
 
-CONFIG = "adapter_config.json"
 CARD = "README.md"
 RESULTS = "results.json"
 PRICED = ("lora_", "sift_")  # in the names of tensors that make up a shift of layers' weights
@@ -81,12 +80,7 @@ def read(folder: Path) -> Came:
             f"{folder} holds several adapters and is none itself: {', '.join(inside)}",
             remedy=f"name one of them: --adapter {folder / inside[0]}",
         )
-    check_adapter(folder)
-    try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise HoldfastError(f"{folder / CONFIG} can't be read: {error}", remedy="copy the adapter again") from error
-    return Came(folder, "adapter", config.get("base_model_name_or_path"), inside)
+    return Came(folder, "adapter", base_of(folder), inside)
 
 
 def check_destination(out: Path, adapter: Path) -> None:
